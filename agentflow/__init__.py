@@ -1,0 +1,1 @@
+"""agentflow: agents and LLM pipelines on durable steps."""
