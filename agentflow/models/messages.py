@@ -1,0 +1,216 @@
+"""What is said in a conversation: messages and their parts, the same for every provider.
+
+The parts are the normal form. A message that a model wrote also keeps its `Origin`, the provider's own content items
+untouched: thinking signatures, encrypted reasoning and citations go back byte for byte on the next turn, and another
+provider, which could not read them, is told the parts alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agentflow.errors import InvalidInput
+
+Role: TypeAlias = Literal["user", "assistant", "tool"]
+
+
+class Value(BaseModel):
+    """A frozen value that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextPart(Value):
+    """A block of text."""
+
+    kind: Literal["text"] = "text"
+    text: str
+
+    def __init__(self, text: str, *, kind: Literal["text"] = "text") -> None:
+        super().__init__(text=text, kind=kind)
+
+
+class ReasoningPart(Value):
+    """What the model let see of its thinking, for people to read; may be empty. Its signature is in the `Origin`."""
+
+    kind: Literal["reasoning"] = "reasoning"
+    text: str = ""
+
+
+class OpaquePart(Value):
+    """A content item that only its provider understands (a server-side search and its results, say)."""
+
+    kind: Literal["opaque"] = "opaque"
+    type: str
+
+
+class ToolCall(Value):
+    """A tool that the model wants called.
+
+    `index` counts the calls of one answer from 0; `id` is the provider's, made unique within the answer where a
+    gateway sends empty or repeated ones. Where the model wrote arguments that are no JSON object, `args` is empty and
+    `invalid_args` is what it wrote.
+    """
+
+    kind: Literal["tool_call"] = "tool_call"
+    index: int = 0
+    id: str = ""
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    invalid_args: str | None = None
+
+    def __init__(
+        self,
+        index: int = 0,
+        id: str = "",
+        name: str = "",
+        args: dict[str, Any] | None = None,
+        *,
+        invalid_args: str | None = None,
+        kind: Literal["tool_call"] = "tool_call",
+    ) -> None:
+        super().__init__(
+            index=index, id=id, name=name, args={} if args is None else args, invalid_args=invalid_args, kind=kind
+        )
+
+
+class ToolResult(Value):
+    """The answer to one tool call: text, or a JSON value."""
+
+    kind: Literal["tool_result"] = "tool_result"
+    call_id: str
+    content: Any = ""
+    is_error: bool = False
+
+    def __init__(
+        self,
+        call_id: str,
+        content: Any = "",
+        is_error: bool = False,
+        *,
+        kind: Literal["tool_result"] = "tool_result",
+    ) -> None:
+        super().__init__(call_id=call_id, content=content, is_error=is_error, kind=kind)
+
+    @property
+    def text(self) -> str:
+        """The content as a model is shown it: text as it is, everything else as JSON."""
+        if isinstance(self.content, str):
+            return self.content
+        return json.dumps(self.content, ensure_ascii=False, separators=(",", ":"))
+
+
+Part: TypeAlias = Annotated[
+    TextPart | ReasoningPart | OpaquePart | ToolCall | ToolResult, Field(discriminator="kind")
+]
+
+
+class Origin(Value):
+    """The content items of a message exactly as its provider sent them, in their order."""
+
+    provider: str
+    items: list[dict[str, Any]]
+
+
+class Message(Value):
+    """One message of a conversation.
+
+    A str is a user's message, and `content` may stand for `parts`: `Message.model_validate("hello")`,
+    `Message.model_validate({"role": "user", "content": "hello"})`.
+    """
+
+    role: Role
+    parts: list[Part]
+    origin: Origin | None = None
+
+    def __init__(
+        self,
+        role: Role,
+        parts: Sequence[Part | str] | str = (),
+        *,
+        content: Sequence[Part | str] | str | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        super().__init__(role=role, parts=parts if content is None else content, origin=origin)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_the_short_forms(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"role": "user", "parts": [{"kind": "text", "text": value}]}
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if "content" in value:
+            if value.get("parts"):
+                raise ValueError("a message has parts or content, not both")
+            value["parts"] = value.pop("content")
+        if value.get("role") in ("system", "developer"):
+            raise ValueError("system text is no message of the conversation: pass it as instructions=")
+        value["parts"] = _as_parts(value.get("parts", ()))
+        return value
+
+    @model_validator(mode="after")
+    def _hold_what_the_role_may_say(self) -> Message:
+        allowed = _PARTS_OF[self.role]
+        for part in self.parts:
+            if part.kind not in allowed:
+                raise ValueError(f"a message of role {self.role!r} cannot hold a part of kind {part.kind!r}")
+        return self
+
+    @property
+    def text(self) -> str:
+        """All text blocks, joined with nothing between."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return [part for part in self.parts if isinstance(part, ToolCall)]
+
+    @property
+    def tool_results(self) -> list[ToolResult]:
+        return [part for part in self.parts if isinstance(part, ToolResult)]
+
+
+_PARTS_OF: dict[str, tuple[str, ...]] = {
+    "user": ("text",),
+    "assistant": ("text", "reasoning", "opaque", "tool_call"),
+    "tool": ("tool_result",),
+}
+
+
+def _as_parts(value: object) -> object:
+    if isinstance(value, str):
+        return [{"kind": "text", "text": value}]
+    if isinstance(value, list | tuple):
+        return [_as_part(item) for item in value]
+    return value
+
+
+def _as_part(value: object) -> object:
+    if isinstance(value, str):
+        return {"kind": "text", "text": value}
+    # {"type": "text", "text": ...} is how both big APIs write it.
+    if isinstance(value, dict) and value.get("type") == "text" and "kind" not in value:
+        return {"kind": "text", "text": value.get("text")}
+    return value
+
+
+MessageLike: TypeAlias = Message | str | dict[str, Any]
+
+
+def to_messages(value: MessageLike | Sequence[MessageLike]) -> list[Message]:
+    """A conversation from a str, one message or several; raises `InvalidInput`."""
+    items: Sequence[MessageLike] = [value] if isinstance(value, Message | str | dict) else value
+    messages = []
+    for position, item in enumerate(items):
+        try:
+            messages.append(item if isinstance(item, Message) else Message.model_validate(item))
+        except ValidationError as error:
+            reasons = "; ".join(detail["msg"] for detail in error.errors())
+            raise InvalidInput(f"message {position} of the conversation does not validate: {reasons}") from error
+    return messages

@@ -1,0 +1,201 @@
+"""What is asked of a model and what comes of it: request, raw answer, response, usage.
+
+The provider's raw answer is the memo of a model call. `ModelResponse` is always derived from it, so a reader that is
+mended later reads old answers right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic.dataclasses import dataclass
+
+from agentflow.models.messages import Message, ToolCall, Value, to_messages
+
+FinishReason: TypeAlias = Literal["stop", "tool_calls", "length", "refusal", "content_filter", "pause"]
+
+
+class Usage(Value):
+    """Tokens of one call or of many: input includes cached and cache-write, output includes reasoning."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+class ModelSettings(Value):
+    """How a model is to answer. None leaves the choice to the provider.
+
+    `extra` is merged into the provider's request body last, as it is: what only one provider knows goes there.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = Field(default=None, gt=0)
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    tool_choice: str | None = None
+    """`auto`, `required`, `none`, or the name of the tool to call."""
+    parallel_tool_calls: bool | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How hard to think, for models that do."""
+    thinking_tokens: int | None = Field(default=None, gt=0)
+    """A budget for thinking, for models that take one (Anthropic)."""
+    latency: Literal["batch", "2h", "8h"] | None = None
+    """Cheaper and later: the batch APIs, or the longer completion windows of OpenAI."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    def merged(self, other: ModelSettings | None) -> ModelSettings:
+        """These settings, with what `other` sets taking their place."""
+        if other is None:
+            return self
+        return ModelSettings.model_validate(
+            self.model_dump(exclude_unset=True)
+            | other.model_dump(exclude_unset=True)
+            | {"extra": {**self.extra, **other.extra}}
+        )
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ToolSpec:
+    """A tool as the model is told of it; `schema` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+
+
+OutputMode: TypeAlias = Literal["native", "tool", "prompted"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class OutputSpec:
+    """A structured output as the model is told of it.
+
+    `schema` always describes an object. A type that is none (a list, a number, a union) is `wrapped`: it is the
+    object's one property `value`.
+    """
+
+    name: str
+    schema: dict[str, Any]
+    mode: OutputMode = "native"
+    wrapped: bool = False
+
+
+class ModelRequest(Value):
+    """One question to a model. `model` is "provider:model"."""
+
+    model: str
+    messages: list[Message]
+    instructions: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    output: OutputSpec | None = None
+    settings: ModelSettings = ModelSettings()
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _accept_what_messages_may_be(cls, value: Any) -> list[Message]:
+        return to_messages(value)
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last user message, `""` when there is none."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    def digest(self) -> str:
+        """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
+        return "sha256:" + hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+
+
+class RawAnswer(Value):
+    """A provider's answer exactly as it came: the memo of a model call.
+
+    `cost` and `priced_by` are set when it is stored, at the prices of that day.
+    """
+
+    provider: str
+    model: str
+    raw: dict[str, Any]
+    provider_id: str | None = None
+    cost: Decimal | None = None
+    priced_by: str | None = None
+
+
+class ModelResponse(Value):
+    """A model's answer in normal form.
+
+    `text` is all text blocks joined; `output` the validated output, the text itself when none was asked for;
+    `tool_calls` what the caller is to answer; `messages` what the answer adds to the conversation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    text: str = ""
+    output: Any = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    messages: list[Message] = Field(default_factory=list)
+    usage: Usage = Usage()
+    cost: Decimal | None = None
+    finish_reason: FinishReason = "stop"
+    provider_id: str | None = None
+    model: str = ""
+    raw: dict[str, Any] = Field(default_factory=dict)
+
+
+class TextDelta(Value):
+    """More of the answer's text."""
+
+    kind: Literal["text"] = "text"
+    text: str
+
+
+class ReasoningDelta(Value):
+    """More of what the model lets see of its thinking."""
+
+    kind: Literal["reasoning"] = "reasoning"
+    text: str
+
+
+class ToolArgsDelta(Value):
+    """More of the arguments of tool call `index`, as JSON text; `name` is set on the first one."""
+
+    kind: Literal["tool_args"] = "tool_args"
+    index: int
+    text: str
+    name: str | None = None
+
+
+Delta: TypeAlias = TextDelta | ReasoningDelta | ToolArgsDelta
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of a value: keys sorted, nothing between."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    return sum(usages, Usage())
+
+
+messages_adapter: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
+"""Conversations to and from JSON."""

@@ -1,0 +1,1 @@
+"""The database: tables, statements, group commit. SQLModel and SQLAlchemy live here and nowhere else."""

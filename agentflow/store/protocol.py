@@ -1,0 +1,718 @@
+"""What the engine and the client ask of a database.
+
+Writes are **operations**: values that `Store.submit` puts into the writer's queue. The writer commits many of them in
+one transaction (group commit) and answers each with an **outcome**, another value. An operation that fails on its own
+(a poison row) fails alone. After an ambiguous commit a batch is played again, so every operation is idempotent: by
+(run, key, epoch), or by an id that the caller made.
+
+All times are int64 microseconds since the epoch in domain time (`agentflow.clock`); `NEVER` stands for no deadline.
+Payloads are JSON text. Operations that carry a `RunKey` are fenced: they take effect only while that worker holds its
+lease and the run's epoch is the one given; otherwise the answer is `Fenced` and nothing was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from agentflow.approvals import ApprovalRequest, DecisionInput
+from agentflow.events import EventRecord
+from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
+
+Micros = int
+Json = str
+
+
+class Status(IntEnum):
+    """A run's status as the table keeps it."""
+
+    QUEUED = 0
+    RUNNING = 1
+    SLEEPING = 2
+    WAITING = 3
+    COMPLETED = 4
+    FAILED = 5
+    CANCELLED = 6
+    SKIPPED = 7
+
+
+class RunKey(NamedTuple):
+    """The right to write for a run: this worker owns it at this epoch."""
+
+    run_id: str
+    worker_id: str
+    epoch: int
+
+
+# ---------------------------------------------------------------------------------------------- stored things
+
+
+class StoredStep(NamedTuple):
+    """A step's outcome. `seq` is `None` until the run's owner has adopted what somebody else delivered."""
+
+    key: str
+    seq: int | None
+    kind: str
+    name: str | None
+    ok: bool
+    output: Json | None
+    error: Json | None
+    attempt: int
+    """How many attempts were made, this one included."""
+    started_at: Micros
+    ended_at: Micros
+
+
+class StoredAttempt(NamedTuple):
+    """A failed attempt. `key` is a step key, or `@<seq>` for the code after that seq."""
+
+    key: str
+    n: int
+    error: Json
+    next_at: Micros
+    started_at: Micros
+
+
+class StoredWait(NamedTuple):
+    """A registered wait: the right to resolve the step. On timeout the outcome is `timeout_*`, fixed here."""
+
+    key: str
+    kind: str
+    name: str | None
+    topic: str | None
+    """What resolves it: the signal's name, the event's name, the approval's id, the child's run id."""
+    correlation: str | None
+    deadline: Micros
+    since: Micros
+    timeout_ok: bool
+    timeout_output: Json | None
+    timeout_error: Json | None
+
+
+class NewRun(NamedTuple):
+    """A run to be stored."""
+
+    id: str
+    app: str
+    function: str
+    input: Json
+    created_at: Micros
+    ready_at: Micros
+    root_id: str
+    parent_id: str | None = None
+    parent_key: str | None = None
+    """The parent's step that waits for this run; `None` when detached."""
+    depth: int = 0
+    trigger: Json | None = None
+    """The envelope of the event that started it: `{"id", "name", "ts"}`."""
+    event_id: str | None = None
+    rerun_of: str | None = None
+    tags: tuple[str, ...] = ()
+    version: str | None = None
+    idempotency_key: str | None = None
+    idempotency_digest: str | None = None
+    idempotency_until: Micros | None = None
+
+
+class NewEvent(NamedTuple):
+    """An event with the runs it starts. `dedup_key` is what the user gave as id, else `None`."""
+
+    id: str
+    name: str
+    data: Json
+    ts: Micros
+    received_at: Micros
+    dedup_key: str | None = None
+    starts: tuple[NewRun, ...] = ()
+    correlations: tuple[str, ...] | None = ()
+    """Every `agentflow.matching.correlation` the event has; `None`: too many, compare one by one."""
+    source_run: str | None = None
+    """The run that sends it, or that it starts: its own waits are not woken by the event that triggered it."""
+
+
+class NewApproval(NamedTuple):
+    """A question to a person, issued together with its wait."""
+
+    id: str
+    tool: str | None
+    title: str
+    details: Json | None
+    args: Json | None
+    args_digest: str
+    approvers: tuple[str, ...]
+    min_approvals: int
+    editable: tuple[str, ...] | None
+    policy: Json
+    requested_at: Micros
+    expires_at: Micros
+
+
+class ModelCall(NamedTuple):
+    """A row of the ledger: one request to a model provider, written before it leaves and updated with its end."""
+
+    key: str
+    attempt: int
+    provider: str
+    model: str
+    state: str
+    billed: str
+    started_at: Micros
+    digest: str
+    agent: str | None = None
+    provider_id: str | None = None
+    ended_at: Micros | None = None
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: str | None = None
+    """A decimal number of US dollars; `None` when the model's price is not known."""
+    price_version: str | None = None
+
+
+class Chunk(NamedTuple):
+    """A piece of the run's live stream."""
+
+    seq: int
+    kind: str
+    step_key: str | None
+    attempt: int
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A run that now belongs to this worker, with all it needs to go on."""
+
+    key: RunKey
+    app: str
+    function: str
+    input: Json
+    trigger: Json | None
+    created_at: Micros
+    started_at: Micros | None
+    parent_id: str | None
+    parent_key: str | None
+    root_id: str
+    depth: int
+    tags: tuple[str, ...]
+    mail: int
+    crash_count: int
+    cancel_at: Micros | None
+    reason: str | None
+    next_seq: int
+    """One more than the highest seq of its steps and stream chunks."""
+    steps: tuple[StoredStep, ...] = ()
+    """All with a seq: what was delivered or had timed out is adopted by the claim, in order of `ended_at`."""
+    attempts: tuple[StoredAttempt, ...] = ()
+    waits: tuple[StoredWait, ...] = ()
+    model_calls: tuple[ModelCall, ...] = ()
+    """Only calls whose end is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionInfo:
+    """A function as others see it who do not import it."""
+
+    app: str
+    id: str
+    version: str
+    triggers: Json
+    config: Json
+    schemas: Json
+    """`{"input": JSON Schema, "output": JSON Schema, "agent": bool, "description": str}`"""
+    paused_at: Micros | None = None
+
+
+# ---------------------------------------------------------------------------------------------- operations
+
+
+class StartRun(NamedTuple):
+    """Store a run. With `owner` it is inserted already running and owned (epoch 1) unless that worker is fenced."""
+
+    run: NewRun
+    now: Micros
+    owner: str | None = None
+
+
+class CommitStep(NamedTuple):
+    """Store a step's outcome; with `model_call` the ledger row in the same transaction."""
+
+    run: RunKey
+    step: StoredStep
+    model_call: ModelCall | None = None
+
+
+class RegisterWait(NamedTuple):
+    """Register a wait, with the child run or the approval it waits for. A second registration changes nothing.
+
+    A signal wait first takes what is buffered under its name; with `lookback_from` an event wait first takes the
+    earliest stored event received since then that matches.
+    """
+
+    run: RunKey
+    wait: StoredWait
+    seq: int
+    """Given to the step if it resolves at once."""
+    now: Micros
+    child: NewRun | None = None
+    approval: NewApproval | None = None
+    replace: bool = False
+    lookback_from: Micros | None = None
+
+
+class ResolveWait(NamedTuple):
+    """The owner ends a wait with an outcome of its own. If somebody delivered first, theirs stands."""
+
+    run: RunKey
+    step: StoredStep
+
+
+class WithdrawWait(NamedTuple):
+    """The await was cancelled: forget the wait; nothing is memoized. Its approval is cancelled, its child is not."""
+
+    run: RunKey
+    key: str
+    now: Micros
+
+
+class RecordAttempt(NamedTuple):
+    """Store a failed attempt and when the next one is due."""
+
+    run: RunKey
+    attempt: StoredAttempt
+    model_call: ModelCall | None = None
+
+
+class WriteModelCall(NamedTuple):
+    """Insert or update a row of the ledger, by (run, key, attempt)."""
+
+    run: RunKey
+    call: ModelCall
+
+
+class Adopt(NamedTuple):
+    """Number what others delivered, and end the waits that are due. For a run that stays in memory."""
+
+    run: RunKey
+    next_seq: int
+    now: Micros
+
+
+class Suspend(NamedTuple):
+    """Let go of a run that only waits: status `sleeping` or `waiting`, to be claimed at `ready_at`.
+
+    A compare-and-set on `mail`: a delivery that came since is never lost.
+    """
+
+    run: RunKey
+    mail: int
+    status: Status
+    ready_at: Micros
+    reason: str | None = None
+
+
+class Release(NamedTuple):
+    """Give a run back unfinished, ready at once for any worker."""
+
+    run: RunKey
+    now: Micros
+
+
+class Finish(NamedTuple):
+    """End a run; wake the parent that waits for it; forget its waits; cancel its pending approvals.
+
+    `status` cancelled also cancels its children that are not detached.
+    """
+
+    run: RunKey
+    status: Status
+    output: Json | None
+    error: Json | None
+    reason: str | None
+    now: Micros
+    parent_error: Json | None = None
+    """What the parent's step gets as error when the run did not complete."""
+
+
+class SendEvents(NamedTuple):
+    """Store events, start their runs, wake the waits they match. With `run`, only if that is not fenced."""
+
+    events: tuple[NewEvent, ...]
+    now: Micros
+    run: RunKey | None = None
+
+
+class SendSignal(NamedTuple):
+    """Resolve the one wait of that name. Idempotent by `id`: played again it gives the first answer."""
+
+    id: str
+    name: str
+    data: Json
+    now: Micros
+    buffer_until: Micros | None = None
+    run: RunKey | None = None
+
+
+class Decide(NamedTuple):
+    """Take a person's decision on an approval, once. Idempotent by `id`."""
+
+    id: str
+    approval_id: str
+    decision: DecisionInput
+    by: str
+    roles: tuple[str, ...]
+    args_digest: str | None
+    comment: str | None
+    now: Micros
+
+
+class CancelRun(NamedTuple):
+    """Cancel a run and its children that are not detached. One that runs is asked, the others end at once."""
+
+    run_id: str
+    reason: str | None
+    now: Micros
+
+
+class AppendStream(NamedTuple):
+    """Append to a run's live stream. Never waits for the disk."""
+
+    run: RunKey
+    chunks: tuple[Chunk, ...]
+
+
+class RegisterFunctions(NamedTuple):
+    """Tell the database which functions an app has."""
+
+    functions: tuple[FunctionInfo, ...]
+    now: Micros
+
+
+Operation = (
+    StartRun
+    | CommitStep
+    | RegisterWait
+    | ResolveWait
+    | WithdrawWait
+    | RecordAttempt
+    | WriteModelCall
+    | Adopt
+    | Suspend
+    | Release
+    | Finish
+    | SendEvents
+    | SendSignal
+    | Decide
+    | CancelRun
+    | AppendStream
+    | RegisterFunctions
+)
+
+# ------------------------------------------------------------------------------------------------ outcomes
+
+
+class Fenced(NamedTuple):
+    """The worker or the run's epoch is not the current one, or the run has ended: nothing was written."""
+
+    why: str
+
+
+class Done(NamedTuple):
+    """It is written. `mail` and `cancel` are the run's, for its owner to notice."""
+
+    mail: int = 0
+    cancel: bool = False
+
+
+class Exists(NamedTuple):
+    """The step has an outcome already; it stands, and has a seq."""
+
+    step: StoredStep
+    mail: int = 0
+    cancel: bool = False
+
+
+class Started(NamedTuple):
+    """The run is stored. `created=False`: the idempotency key, or the run's id, was there before with the same data."""
+
+    run_id: str
+    created: bool
+    epoch: int
+    """1 when it was stored as running and owned, else 0."""
+
+
+class KeyConflict(NamedTuple):
+    """The idempotency key was used with other data, for this run."""
+
+    run_id: str
+
+
+class Waits(NamedTuple):
+    """The wait is registered, with this deadline (of the first registration)."""
+
+    deadline: Micros
+    mail: int = 0
+    cancel: bool = False
+
+
+class SignalTaken(NamedTuple):
+    """Another wait holds the signal's name."""
+
+    run_id: str
+
+
+class Adopted(NamedTuple):
+    """What was delivered or has timed out, numbered; what is still waited for is not here."""
+
+    steps: tuple[StoredStep, ...]
+    mail: int
+    cancel: bool
+
+
+class MailChanged(NamedTuple):
+    """Something was delivered meanwhile: not suspended."""
+
+    mail: int
+    cancel: bool
+
+
+class Sent(NamedTuple):
+    """Event ids, in order, and the runs that were started. A duplicate gives the first one's id and starts none."""
+
+    event_ids: tuple[str, ...]
+    run_ids: tuple[str, ...]
+
+
+class Delivered(NamedTuple):
+    """The signal went to this run; `None`: it is buffered."""
+
+    run_id: str | None
+
+
+class NobodyWaits(NamedTuple):
+    """No live wait has that name."""
+
+
+class AlreadyBuffered(NamedTuple):
+    """One signal of that name is buffered already."""
+
+
+class DecisionResult(StrEnum):
+    TAKEN = "taken"
+    NEEDS_MORE = "needs_more"
+    ALREADY_DECIDED = "already_decided"
+    EXPIRED = "expired"
+    NOT_PERMITTED = "not_permitted"
+    DIGEST_MISMATCH = "digest_mismatch"
+    NOT_EDITABLE = "not_editable"
+    NOT_FOUND = "not_found"
+
+
+class Decided(NamedTuple):
+    """How the decision went, with the request as it stands now. The same person twice changes nothing."""
+
+    result: DecisionResult
+    request: ApprovalRequest | None
+
+
+class Cancelled(NamedTuple):
+    """`status` is the run's before; `None`: no such run. `asked` are the running ones that were asked to stop."""
+
+    status: RunStatus | None
+    ended: tuple[str, ...]
+    asked: tuple[str, ...]
+
+
+Outcome = (
+    Fenced
+    | Done
+    | Exists
+    | Started
+    | KeyConflict
+    | Waits
+    | SignalTaken
+    | Adopted
+    | MailChanged
+    | Sent
+    | Delivered
+    | NobodyWaits
+    | AlreadyBuffered
+    | Decided
+    | Cancelled
+)
+
+# --------------------------------------------------------------------------------------------------- hints
+
+
+class HintKind(StrEnum):
+    """What may have happened. A hint may come late, twice, or not at all; polling makes everything correct."""
+
+    READY = "ready"
+    """Some run can be claimed."""
+    MAIL = "mail"
+    """Something was delivered to, or asked of, this run, which may be in memory."""
+    ENDED = "ended"
+    """This run has ended."""
+    STREAM = "stream"
+    """This run's stream has grown."""
+    ANY = "any"
+    """Another process wrote: look at everything."""
+
+
+class Hint(NamedTuple):
+    kind: HintKind
+    run_id: str | None = None
+
+
+HintListener = Callable[[Hint], None]
+
+# --------------------------------------------------------------------------------------------------- store
+
+
+class Heartbeat(Protocol):
+    """A worker's own connection, used from its own thread."""
+
+    def renew(self, worker_id: str, epoch: int, lease_seconds: float) -> bool:
+        """Renew the lease; `False` when the worker was reaped or its lease is over: it must stop."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Queries(Protocol):
+    """Reads for people and pages; never on a step's way."""
+
+    async def get_run(self, run_id: str) -> Run | None: ...
+
+    async def get_status(self, run_id: str) -> RunStatus | None: ...
+
+    async def list_runs(
+        self,
+        *,
+        status: Collection[RunStatus] | None = None,
+        app: str | None = None,
+        function: str | None = None,
+        parent: str | None = None,
+        since: Micros | None = None,
+        q: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Run]:
+        """Newest first, without payloads. `q` is a prefix of the id. A bad cursor is `InvalidInput`."""
+        ...
+
+    async def list_steps(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[StepRecord]:
+        """By seq; steps that wait come last, without one. `StepRecord.id` is the key's own id, unescaped."""
+        ...
+
+    async def get_step(self, run_id: str, key: str) -> StepRecord | None: ...
+
+    async def list_stream(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[StreamItem]:
+        """Steps' outcomes (`step.completed`, `step.failed`) and stream chunks merged by seq, those over `after`."""
+        ...
+
+    async def list_approvals(
+        self,
+        *,
+        status: str | None = None,
+        run: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[ApprovalRequest]:
+        """Oldest first."""
+        ...
+
+    async def get_approval(self, approval_id: str) -> ApprovalRequest | None: ...
+
+    async def list_events(
+        self, *, name: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[EventRecord]: ...
+
+    async def get_event(self, event_id: str) -> EventRecord | None: ...
+
+    async def list_event_runs(self, event_id: str, *, limit: int = 50, cursor: str | None = None) -> Page[Run]: ...
+
+    async def list_functions(self, *, app: str | None = None) -> list[FunctionInfo]: ...
+
+    async def list_model_calls(
+        self,
+        *,
+        run: str | None = None,
+        tag: str | None = None,
+        agent: str | None = None,
+        since: Micros | None = None,
+    ) -> list[tuple[str, ModelCall]]:
+        """(run id, call) of the run and its descendants, oldest first."""
+        ...
+
+
+class Store(Protocol):
+    """A database, opened by one event loop."""
+
+    queries: Queries
+
+    async def open(self, *, migrate: bool | None = None) -> None:
+        """Connect. `migrate=None`: automatically on SQLite; elsewhere a database whose tables are missing, older or
+        newer is a `ConfigurationError` that names `agentflow db upgrade`."""
+        ...
+
+    async def close(self) -> None:
+        """Commit what is queued, then disconnect."""
+        ...
+
+    async def migrate(self) -> None: ...
+
+    async def database_now(self) -> Micros:
+        """The database's clock (for SQLite the system's)."""
+        ...
+
+    def submit(self, operation: Operation) -> asyncio.Future[Any]:
+        """Put an operation into the next batch. The future gives its outcome, or the error that it alone had."""
+        ...
+
+    def subscribe(self, listener: HintListener) -> Callable[[], None]:
+        """Call `listener` in the loop with hints, own writes' included; returns how to unsubscribe."""
+        ...
+
+    async def register_worker(self, worker_id: str, *, lease_seconds: float, version: str) -> int:
+        """Make the worker known and its lease begin; returns its epoch. On SQLite it takes the worker's file lock."""
+        ...
+
+    async def retire_worker(self, worker_id: str) -> None:
+        """The worker ends in good order: what it still owns is released at once."""
+        ...
+
+    def abandon_worker(self, worker_id: str) -> None:
+        """Drop the worker's file lock without a word to the database, as a killed process would (for tests)."""
+        ...
+
+    def heartbeat(self) -> Heartbeat:
+        """A new connection for a worker's heartbeat thread."""
+        ...
+
+    async def claim(
+        self, worker_id: str, *, epoch: int, app: str, functions: Sequence[str], limit: int, now: Micros
+    ) -> list[ClaimedRun]:
+        """Take up to `limit` ready runs of these functions, in order of (ready_at, id)."""
+        ...
+
+    async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
+        """When the next run of these functions is due; `None`: none is."""
+        ...
+
+    async def list_mail(self, worker_id: str) -> list[tuple[str, int, bool]]:
+        """(run id, mail, cancel) of every run this worker owns that has mail or is to be cancelled."""
+        ...
+
+    async def reap(self, *, now: Micros) -> list[str]:
+        """Take the runs of dead workers from them (bumping `crash_count`): ready at once. Returns their run ids."""
+        ...
+
+    async def release_orphans(self, worker_id: str, held: Collection[str], *, now: Micros) -> list[str]:
+        """Ready the runs this worker owns in the database but does not hold in memory."""
+        ...
