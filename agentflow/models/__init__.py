@@ -1,1 +1,3 @@
-"""Models: the provider protocol, the normal form of what is asked and answered, prices, and the billing states."""
+"""Models: the provider protocol, the normal form of what is asked and answered, prices, and the billing
+states.
+"""

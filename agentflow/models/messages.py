@@ -1,15 +1,15 @@
 """What is said in a conversation: messages and their parts, the same for every provider.
 
-The parts are the normal form. A message that a model wrote also keeps its `Origin`, the provider's own content items
-untouched: thinking signatures, encrypted reasoning and citations go back byte for byte on the next turn, and another
-provider, which could not read them, is told the parts alone.
+The parts are the normal form. A message that a model wrote also keeps its `Origin`, the provider's own
+content items untouched: thinking signatures, encrypted reasoning and citations go back byte for byte on the
+next turn, and another provider, which could not read them, is told the parts alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,18 +24,32 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TextPart(Value):
+class Positional(Value):
+    """A value whose first fields may also be given by position, in the order of `by_position`."""
+
+    by_position: ClassVar[tuple[str, ...]] = ()
+
+    if not TYPE_CHECKING:  # type checkers see the keywords, which is what we write ourselves
+
+        def __init__(self, *args: Any, **fields: Any) -> None:
+            if len(args) > len(self.by_position):
+                raise TypeError(f"{type(self).__name__} takes {len(self.by_position)} arguments by position")
+            super().__init__(**dict(zip(self.by_position, args, strict=False)), **fields)
+
+
+class TextPart(Positional):
     """A block of text."""
+
+    by_position = ("text",)
 
     kind: Literal["text"] = "text"
     text: str
 
-    def __init__(self, text: str, *, kind: Literal["text"] = "text") -> None:
-        super().__init__(text=text, kind=kind)
-
 
 class ReasoningPart(Value):
-    """What the model let see of its thinking, for people to read; may be empty. Its signature is in the `Origin`."""
+    """What the model let see of its thinking, for people to read; may be empty. Its signature is in the
+    `Origin`.
+    """
 
     kind: Literal["reasoning"] = "reasoning"
     text: str = ""
@@ -48,13 +62,15 @@ class OpaquePart(Value):
     type: str
 
 
-class ToolCall(Value):
+class ToolCall(Positional):
     """A tool that the model wants called.
 
-    `index` counts the calls of one answer from 0; `id` is the provider's, made unique within the answer where a
-    gateway sends empty or repeated ones. Where the model wrote arguments that are no JSON object, `args` is empty and
-    `invalid_args` is what it wrote.
+    `index` counts the calls of one answer from 0; `id` is the provider's, made unique within the answer
+    where a gateway sends empty or repeated ones. Where the model wrote arguments that are no JSON object,
+    `args` is empty and `invalid_args` is what it wrote.
     """
+
+    by_position = ("index", "id", "name", "args")
 
     kind: Literal["tool_call"] = "tool_call"
     index: int = 0
@@ -63,38 +79,16 @@ class ToolCall(Value):
     args: dict[str, Any] = Field(default_factory=dict)
     invalid_args: str | None = None
 
-    def __init__(
-        self,
-        index: int = 0,
-        id: str = "",
-        name: str = "",
-        args: dict[str, Any] | None = None,
-        *,
-        invalid_args: str | None = None,
-        kind: Literal["tool_call"] = "tool_call",
-    ) -> None:
-        super().__init__(
-            index=index, id=id, name=name, args={} if args is None else args, invalid_args=invalid_args, kind=kind
-        )
 
-
-class ToolResult(Value):
+class ToolResult(Positional):
     """The answer to one tool call: text, or a JSON value."""
+
+    by_position = ("call_id", "content", "is_error")
 
     kind: Literal["tool_result"] = "tool_result"
     call_id: str
     content: Any = ""
     is_error: bool = False
-
-    def __init__(
-        self,
-        call_id: str,
-        content: Any = "",
-        is_error: bool = False,
-        *,
-        kind: Literal["tool_result"] = "tool_result",
-    ) -> None:
-        super().__init__(call_id=call_id, content=content, is_error=is_error, kind=kind)
 
     @property
     def text(self) -> str:
@@ -116,26 +110,18 @@ class Origin(Value):
     items: list[dict[str, Any]]
 
 
-class Message(Value):
+class Message(Positional):
     """One message of a conversation.
 
     A str is a user's message, and `content` may stand for `parts`: `Message.model_validate("hello")`,
     `Message.model_validate({"role": "user", "content": "hello"})`.
     """
 
+    by_position = ("role", "parts")
+
     role: Role
     parts: list[Part]
     origin: Origin | None = None
-
-    def __init__(
-        self,
-        role: Role,
-        parts: Sequence[Part | str] | str = (),
-        *,
-        content: Sequence[Part | str] | str | None = None,
-        origin: Origin | None = None,
-    ) -> None:
-        super().__init__(role=role, parts=parts if content is None else content, origin=origin)
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +137,8 @@ class Message(Value):
             value["parts"] = value.pop("content")
         if value.get("role") in ("system", "developer"):
             raise ValueError("system text is no message of the conversation: pass it as instructions=")
-        value["parts"] = _as_parts(value.get("parts", ()))
+        if "parts" in value:
+            value["parts"] = _as_parts(value["parts"])
         return value
 
     @model_validator(mode="after")
@@ -211,6 +198,12 @@ def to_messages(value: MessageLike | Sequence[MessageLike]) -> list[Message]:
         try:
             messages.append(item if isinstance(item, Message) else Message.model_validate(item))
         except ValidationError as error:
-            reasons = "; ".join(detail["msg"] for detail in error.errors())
-            raise InvalidInput(f"message {position} of the conversation does not validate: {reasons}") from error
+            reasons = "; ".join(_reason(detail["loc"], detail["msg"]) for detail in error.errors())
+            raise InvalidInput(
+                f"message {position} of the conversation does not validate: {reasons}"
+            ) from error
     return messages
+
+
+def _reason(where: tuple[int | str, ...], what: str) -> str:
+    return f"{'.'.join(map(str, where))}: {what}" if where else what

@@ -1,7 +1,7 @@
 """What is asked of a model and what comes of it: request, raw answer, response, usage.
 
-The provider's raw answer is the memo of a model call. `ModelResponse` is always derived from it, so a reader that is
-mended later reads old answers right.
+The provider's raw answer is the memo of a model call. `ModelResponse` is always derived from it, so a
+reader that is mended later reads old answers right.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Usage(Value):
 class ModelSettings(Value):
     """How a model is to answer. None leaves the choice to the provider.
 
-    `extra` is merged into the provider's request body last, as it is: what only one provider knows goes there.
+    `extra` is merged into the provider's request body last, as it is: what only one provider knows goes
+    there.
     """
 
     temperature: float | None = None
@@ -92,8 +93,8 @@ OutputMode: TypeAlias = Literal["native", "tool", "prompted"]
 class OutputSpec:
     """A structured output as the model is told of it.
 
-    `schema` always describes an object. A type that is none (a list, a number, a union) is `wrapped`: it is the
-    object's one property `value`.
+    `schema` always describes an object. A type that is none (a list, a number, a union) is `wrapped`: it is
+    the object's one property `value`.
     """
 
     name: str

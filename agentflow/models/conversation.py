@@ -1,0 +1,58 @@
+"""What every provider demands of a conversation, checked before the request leaves: a paid-for 400 tells
+less.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from agentflow.errors import InvalidInput
+from agentflow.models.messages import Message
+
+
+def check_conversation(messages: Sequence[Message]) -> None:
+    """Raise `InvalidInput` unless every tool call has exactly one result and the roles come in order."""
+    if not messages:
+        raise InvalidInput("the conversation is empty: there is nothing to ask the model")
+    if messages[0].role != "user":
+        raise InvalidInput(f"message 0 is of role {messages[0].role!r}: a conversation begins with the user")
+    open_calls: Counter[str] = Counter()
+    calls_at = 0
+    for position, message in enumerate(messages):
+        if not message.parts:
+            raise InvalidInput(f"message {position} ({message.role}) is empty")
+        if message.role == "tool":
+            _take_results(open_calls, message, position=position)
+            continue
+        _demand_answered(open_calls, calls_at, before=f"message {position} ({message.role})")
+        open_calls = Counter(call.id for call in message.tool_calls)
+        calls_at = position
+        for call_id, times in open_calls.items():
+            if times > 1:
+                raise InvalidInput(f"message {position} has {times} tool calls with the id {call_id!r}")
+    _demand_answered(open_calls, calls_at, before="the next model call")
+    last = messages[-1]
+    # What a model wrote itself may be sent back for it to go on (Anthropic's pause_turn, a cut at
+    # max_tokens).
+    if last.role == "assistant" and last.origin is None:
+        raise InvalidInput("the conversation ends with the assistant: there is nothing to ask the model")
+
+
+def _take_results(open_calls: Counter[str], message: Message, *, position: int) -> None:
+    for result in message.tool_results:
+        if open_calls[result.call_id] == 0:
+            raise InvalidInput(
+                f"message {position} has a result for the tool call {result.call_id!r}, which the "
+                "assistant's message before it did not make, or which has its result already"
+            )
+        open_calls[result.call_id] -= 1
+
+
+def _demand_answered(open_calls: Counter[str], calls_at: int, *, before: str) -> None:
+    missing = [call_id for call_id, count in open_calls.items() if count > 0]
+    if missing:
+        raise InvalidInput(
+            f"the tool call(s) {', '.join(map(repr, missing))} of message {calls_at} have no result before "
+            f"{before}: every tool call needs exactly one"
+        )

@@ -1,0 +1,172 @@
+"""What a failed HTTP call means for the bill, by the rule of thumb both big APIs obey. For provider
+authors.
+
+Not billed: what was refused before any work (connect, DNS, TLS, 400-404, 409, 413, 422, 429, and a 5xx that
+says `x-should-retry: true`). In doubt: everything else. A fault of the test set-up (a cassette that does
+not match, a blocked network) is neither: it is fatal, and never worth a second try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from agentflow.errors import Billed, ConfigurationError, ContextTooLong, ProviderError, RateLimited, Refused
+from agentflow.models.protocol import Failure
+
+_NOT_BILLED_STATUS = frozenset({400, 401, 402, 403, 404, 409, 413, 422, 429})
+_RETRIABLE_STATUS = frozenset({408, 409, 429})
+_TOO_LONG = ("context_length_exceeded", "prompt is too long", "maximum context length", "request_too_large")
+_REFUSED = ("content_policy_violation", "content_filter", "invalid_prompt", "cyber_policy_violation")
+_OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "credit balance is too low")
+# Exceptions of httpx and httpx2 by name, so that this module need not import either.
+_BEFORE_THE_REQUEST_LEFT = frozenset(
+    {
+        "ConnectError",
+        "ConnectTimeout",
+        "PoolTimeout",
+        "UnsupportedProtocol",
+        "LocalProtocolError",
+        "InvalidURL",
+        "ProxyError",
+    }
+)
+
+
+def status_failure(
+    status: int,
+    message: str,
+    *,
+    provider: str,
+    model: str,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Failure:
+    """The failure that an HTTP error status is; `code` is the API's own name for it."""
+    headers = headers or {}
+    should_retry = headers.get("x-should-retry")
+    billed: Billed = (
+        "no" if status in _NOT_BILLED_STATUS or (status >= 500 and should_retry == "true") else "possible"
+    )
+    words = f"{code or ''} {message}".lower()
+    retriable = status in _RETRIABLE_STATUS or status >= 500
+    if should_retry in ("true", "false"):
+        retriable = should_retry == "true"
+    if any(word in words for word in _OUT_OF_MONEY):
+        retriable = False
+    kind: type[ProviderError] = ProviderError
+    if status == 429:
+        kind = RateLimited
+    elif status == 413 or (status == 400 and any(word in words for word in _TOO_LONG)):
+        kind = ContextTooLong
+    elif status == 400 and any(word in words for word in _REFUSED):
+        kind = Refused
+    return Failure(
+        kind(
+            f"{provider}:{model} answered {status}{f' ({code})' if code else ''}: {message}",
+            provider=provider,
+            model=model,
+            status=status,
+            code=code,
+            billed=billed,
+            retriable=retriable,
+            retry_after=retry_after_seconds(headers),
+        )
+    )
+
+
+def exception_failure(error: BaseException, *, provider: str, model: str) -> Failure:
+    """The failure that an exception without an HTTP status is: the connection, the set-up, or something
+    unknown.
+    """
+    ref = f"{provider}:{model}"
+    for cause in causes(error):
+        if isinstance(cause, ProviderError):
+            return Failure(cause)
+        if _is_fault_of_the_set_up(cause):
+            return Failure(ProviderError(f"{ref} was not asked: {cause}", provider=provider, model=model))
+    for cause in causes(error):
+        if type(cause).__name__ in _BEFORE_THE_REQUEST_LEFT:
+            return Failure(
+                ProviderError(
+                    f"{ref} could not be reached: {_described(cause)}",
+                    provider=provider,
+                    model=model,
+                    retriable=True,
+                )
+            )
+    return Failure(
+        ProviderError(
+            f"{ref} gave no whole answer, and may have billed one: {_described(error)}",
+            provider=provider,
+            model=model,
+            billed="possible",
+            retriable=True,
+        )
+    )
+
+
+def stream_failure(
+    message: str, *, provider: str, model: str, code: str | None = None, retriable: bool = True
+) -> Failure:
+    """The failure that an error event inside a 200 stream is: work was begun, so it may be billed."""
+    return Failure(
+        ProviderError(
+            f"{provider}:{model} broke off its answer{f' ({code})' if code else ''}: {message}",
+            provider=provider,
+            model=model,
+            code=code,
+            billed="possible",
+            retriable=retriable,
+        )
+    )
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it came from: SDKs wrap what their transport raised."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """The provider's own wish, from `retry-after-ms` or `retry-after` (seconds or a date)."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    wish = headers.get("retry-after")
+    seconds = _number(wish)
+    if seconds is not None or not wish:
+        return seconds
+    try:
+        at = parsedate_to_datetime(wish)
+    except ValueError:
+        return None
+    return max(0.0, (at.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text) if text else None
+    except ValueError:
+        return None
+    return number if number is not None and 0 <= number < 86_400 * 365 else None
+
+
+def _is_fault_of_the_set_up(error: BaseException) -> bool:
+    of = type(error).__module__.partition(".")[0]
+    # pytest-recording blocks the network with a plain RuntimeError.
+    return (
+        isinstance(error, ConfigurationError)
+        or of in ("vcr", "pytest_recording")
+        or "Network is disabled" in str(error)
+    )
+
+
+def _described(error: BaseException) -> str:
+    innermost = [*causes(error)][-1]
+    return f"{type(error).__name__}: {error}" + (f" ({innermost!r})" if innermost is not error else "")

@@ -1,0 +1,130 @@
+"""What a provider is: one protocol, and two small ones for what only some model APIs can do.
+
+A provider does not retry, does not store and does not validate output: it carries one request to one API
+and brings the raw answer back. Everything else follows from `parse` and `classify`, which are pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from agentflow.errors import Billed, ProviderError
+from agentflow.models.response import Delta, ModelRequest, ModelResponse, RawAnswer
+
+StreamEvent: TypeAlias = Delta | RawAnswer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a model can do, as far as its provider knows."""
+
+    json_schema: bool = False
+    """Holds its answer to a JSON Schema (`OutputSpec.mode == "native"`)."""
+    tools: bool = True
+    streaming: bool = False
+    background: bool = False
+    """Is a `BackgroundModel`: a call is found again by its id after a crash."""
+    lookup: bool = False
+    """Is a `LookupModel`: a call is found again by its metadata after a crash."""
+    batch: bool = False
+    offline: bool = False
+    """Reaches no paid API; `block_models()` lets it pass."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an exception of a model call means for the bill and for the next attempt."""
+
+    error: ProviderError
+
+    @property
+    def billed(self) -> Billed:
+        return self.error.billed
+
+    @property
+    def retriable(self) -> bool:
+        return self.error.retriable
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds the provider asked to wait."""
+        return self.error.retry_after
+
+
+@runtime_checkable
+class Model(Protocol):
+    """One model of one provider."""
+
+    @property
+    def provider(self) -> str:
+        """The provider's name, as it stands before the colon of "provider:model"."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name, as it stands after the colon."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def request(self, request: ModelRequest) -> RawAnswer:
+        """Ask once, without a retry of its own; whatever it raises goes to `classify`."""
+        ...
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
+        """Ask once: deltas as they come, and last the same `RawAnswer` that `request` would have brought."""
+        ...
+
+    def parse(self, raw: dict[str, Any]) -> ModelResponse:
+        """The normal form of a raw answer. Pure: the same raw gives the same response in any process, years
+        later.
+        """
+        ...
+
+    def classify(self, error: BaseException) -> Failure:
+        """What an exception of `request` or `stream` means. In doubt whether it is billed: "possible"."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A job the provider has accepted and works on without us."""
+
+    provider_id: str
+    raw: dict[str, Any]
+
+
+@runtime_checkable
+class BackgroundModel(Model, Protocol):
+    """A model whose calls outlive the connection: once the id is stored, a crash costs nothing."""
+
+    async def submit(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> Submitted: ...
+
+    async def poll(self, provider_id: str) -> RawAnswer | None:
+        """The answer, or None while the provider still works on it."""
+        ...
+
+    def resume(self, provider_id: str, *, after: int | None = None) -> AsyncIterator[StreamEvent]:
+        """The job's stream, from the event after number `after` on."""
+        ...
+
+    async def cancel(self, provider_id: str) -> None: ...
+
+
+@runtime_checkable
+class LookupModel(Model, Protocol):
+    """A model whose provider keeps answers and finds them by metadata."""
+
+    async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer: ...
+
+    async def find(self, metadata: Mapping[str, str]) -> RawAnswer | None:
+        """The answer that was stored with exactly this metadata, or None (it may still come)."""
+        ...
+
+
+def model_ref(model: Model) -> str:
+    """ "provider:model", the name a model goes by in requests, ledgers and messages."""
+    return f"{model.provider}:{model.model}"

@@ -1,0 +1,110 @@
+"""Replies written by hand, and the raw answer they stand for: what functions and scripts answer in a
+model's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from agentflow.errors import ConfigurationError
+from agentflow.models.messages import Message, Part, TextPart, ToolCall
+from agentflow.models.output import FINAL_ANSWER
+from agentflow.models.response import ModelRequest, ModelResponse, Usage, canonical_json
+
+Reply: TypeAlias = str | ToolCall | BaseModel | dict[str, Any] | Sequence[Any] | BaseException | ModelResponse
+"""Text, a tool call or several, a structured output (model, dict, list), an exception to raise, a whole
+response.
+"""
+
+
+def encode_reply(reply: Reply, request: ModelRequest, *, name: str) -> dict[str, Any]:
+    """The raw answer of a model called `name` that replies so; raises the reply if it is an exception."""
+    if isinstance(reply, BaseException):
+        raise reply
+    response = reply if isinstance(reply, ModelResponse) else _response(_parts(reply, request), request)
+    digest = hashlib.sha256(canonical_json([name, request.digest(), to_jsonable_python(response)]).encode())
+    named = {
+        "provider_id": response.provider_id or f"reply_{digest.hexdigest()[:24]}",
+        "model": response.model or name,
+    }
+    return response.model_copy(update=named).model_dump(mode="json", exclude={"output", "raw"})
+
+
+def decode_reply(raw: dict[str, Any]) -> ModelResponse:
+    """The response in a raw answer of `encode_reply`."""
+    return _whole(ModelResponse.model_validate(raw)).model_copy(update={"raw": raw})
+
+
+def _whole(response: ModelResponse) -> ModelResponse:
+    """With text, calls and messages that agree: a response written by hand may give only one of them."""
+    if response.messages:
+        said = response.messages[-1]
+        return response.model_copy(
+            update={"text": response.text or said.text, "tool_calls": response.tool_calls or said.tool_calls}
+        )
+    calls = _numbered(response.tool_calls)
+    parts: list[Part] = [TextPart(text=response.text)] if response.text or not calls else []
+    finish_reason = "tool_calls" if calls and response.finish_reason == "stop" else response.finish_reason
+    return response.model_copy(
+        update={
+            "tool_calls": calls,
+            "messages": [Message(role="assistant", parts=[*parts, *calls])],
+            "finish_reason": finish_reason,
+        }
+    )
+
+
+def _response(parts: list[str | ToolCall], request: ModelRequest) -> ModelResponse:
+    text = "".join(part for part in parts if isinstance(part, str))
+    calls = [part for part in parts if isinstance(part, ToolCall)]
+    return ModelResponse(
+        text=text,
+        tool_calls=_numbered(calls),
+        usage=Usage(
+            input_tokens=_tokens(
+                canonical_json(request.model_dump(mode="json", exclude={"settings", "model"}))
+            ),
+            output_tokens=_tokens(text)
+            + sum(_tokens(call.name + canonical_json(call.args)) for call in calls),
+        ),
+    )
+
+
+def _parts(reply: object, request: ModelRequest) -> list[str | ToolCall]:
+    if isinstance(reply, str | ToolCall):
+        return [reply]
+    if isinstance(reply, list | tuple) and reply and all(isinstance(part, str | ToolCall) for part in reply):
+        return list(reply)
+    if isinstance(reply, BaseModel | dict | list | tuple):
+        return [_structured(to_jsonable_python(reply), request)]
+    raise ConfigurationError(
+        f"a model cannot reply with {type(reply).__name__}: give a str, ToolCall, list, pydantic model, "
+        "dict, exception or ModelResponse"
+    )
+
+
+def _structured(value: Any, request: ModelRequest) -> str | ToolCall:
+    spec = request.output
+    if spec is None:
+        return canonical_json(value)
+    # A list or number may be given bare or, as the model would write it, inside its wrapper.
+    if spec.wrapped and not (isinstance(value, dict) and value.keys() == {"value"}):
+        value = {"value": value}
+    return ToolCall(name=FINAL_ANSWER, args=value) if spec.mode == "tool" else canonical_json(value)
+
+
+def _numbered(calls: Sequence[ToolCall]) -> list[ToolCall]:
+    return [
+        call.model_copy(update={"index": index, "id": call.id or f"call_{index}"})
+        for index, call in enumerate(calls)
+    ]
+
+
+def _tokens(text: str) -> int:
+    """About as many as a real model would count: four characters each."""
+    return (len(text) + 3) // 4

@@ -1,0 +1,78 @@
+"""What the author of a provider needs: the protocol, its values, and helpers that read HTTP failures.
+
+See `providers/README.md` in the repository for a whole provider in forty lines.
+"""
+
+from agentflow.models.clients import shared_client
+from agentflow.models.failures import exception_failure, status_failure, stream_failure
+from agentflow.models.messages import (
+    Message,
+    OpaquePart,
+    Origin,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCall,
+    ToolResult,
+)
+from agentflow.models.output import lower_output
+from agentflow.models.protocol import (
+    BackgroundModel,
+    Capabilities,
+    Failure,
+    LookupModel,
+    Model,
+    StreamEvent,
+    Submitted,
+)
+from agentflow.models.registry import ENTRY_POINT_GROUP, register_provider, resolve_model
+from agentflow.models.response import (
+    Delta,
+    ModelRequest,
+    ModelResponse,
+    ModelSettings,
+    OutputSpec,
+    RawAnswer,
+    ReasoningDelta,
+    TextDelta,
+    ToolArgsDelta,
+    ToolSpec,
+    Usage,
+)
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "BackgroundModel",
+    "Capabilities",
+    "Delta",
+    "Failure",
+    "LookupModel",
+    "Message",
+    "Model",
+    "ModelRequest",
+    "ModelResponse",
+    "ModelSettings",
+    "OpaquePart",
+    "Origin",
+    "OutputSpec",
+    "Part",
+    "RawAnswer",
+    "ReasoningDelta",
+    "ReasoningPart",
+    "StreamEvent",
+    "Submitted",
+    "TextDelta",
+    "TextPart",
+    "ToolArgsDelta",
+    "ToolCall",
+    "ToolResult",
+    "ToolSpec",
+    "Usage",
+    "exception_failure",
+    "lower_output",
+    "register_provider",
+    "resolve_model",
+    "shared_client",
+    "status_failure",
+    "stream_failure",
+]
