@@ -1,0 +1,112 @@
+"""Time as it comes in by the door: microseconds since the epoch, UTC, from a clock that can be swapped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from agentflow.durations import Duration, to_micros
+from agentflow.errors import InvalidInput
+
+NEVER = 2**62
+"""Later than every instant: the `ready_at` of what waits without a deadline."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Clock(Protocol):
+    """What tells domain time."""
+
+    def now(self) -> int:
+        """Microseconds since the epoch."""
+        ...
+
+
+class SystemClock:
+    """This machine's wall clock."""
+
+    def now(self) -> int:
+        return time.time_ns() // 1000
+
+
+class OffsetClock:
+    """A database's clock, carried on between two readings by the monotonic clock of this process.
+
+    So workers whose machines disagree about the time agree about what is due, and a step of the wall
+    clock does not show. Until the first `sync` it tells the wall clock's time.
+    """
+
+    def __init__(
+        self,
+        *,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._monotonic_ns = monotonic_ns
+        self._offset = (wall_ns() - monotonic_ns()) // 1000
+
+    def now(self) -> int:
+        return self._monotonic_ns() // 1000 + self._offset
+
+    def sync(self, db_micros: int, *, round_trip_micros: int = 0) -> None:
+        """Take over the database's time, which was read in a round trip of that length."""
+        self._offset = db_micros + round_trip_micros // 2 - self._monotonic_ns() // 1000
+
+
+class VirtualClock:
+    """A clock that moves only by hand, for tests and simulation; it tells its listeners when it did."""
+
+    def __init__(self, start: int) -> None:
+        self._now = start
+        self._listeners: list[Callable[[int], None]] = []
+
+    def now(self) -> int:
+        return self._now
+
+    def advance(self, duration: Duration) -> int:
+        """Move on by a `timedelta`, seconds or "2d"; returns the new time."""
+        return self.advance_to(self._now + to_micros(duration))
+
+    def advance_to(self, micros: int) -> int:
+        """Move on to that instant; never back."""
+        if micros < self._now:
+            raise InvalidInput(f"the virtual clock stands at {self._now} and cannot go back to {micros}")
+        self._now = micros
+        for listener in tuple(self._listeners):
+            listener(micros)
+        return micros
+
+    def on_advance(self, listener: Callable[[int], None]) -> Callable[[], None]:
+        """Have `listener` called with every new time; returns what takes it away again."""
+        self._listeners.append(listener)
+
+        def forget() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return forget
+
+
+def to_datetime(micros: int) -> datetime:
+    """The instant as an aware datetime in UTC."""
+    try:
+        return _EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        raise InvalidInput(
+            f"{micros} microseconds since 1970 is no date: the years 1 to 9999 have one"
+        ) from None
+
+
+def from_datetime(value: datetime) -> int:
+    """Microseconds since the epoch.
+
+    A naive datetime means another instant on each machine: `InvalidInput`.
+    """
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidInput(
+            f"{value.isoformat()} has no time zone: write datetime(..., tzinfo=UTC) or .astimezone()"
+        )
+    return (value - _EPOCH) // _MICROSECOND
