@@ -15,6 +15,7 @@ from agentflow.models.messages import (
     ToolCall,
     ToolResult,
 )
+from agentflow.models.origin import Item, items_to_send_back, tool_call, with_unique_ids
 from agentflow.models.output import lower_output
 from agentflow.models.protocol import (
     BackgroundModel,
@@ -28,6 +29,7 @@ from agentflow.models.protocol import (
 from agentflow.models.registry import ENTRY_POINT_GROUP, register_provider, resolve_model
 from agentflow.models.response import (
     Delta,
+    FinishReason,
     ModelRequest,
     ModelResponse,
     ModelSettings,
@@ -46,6 +48,8 @@ __all__ = [
     "Capabilities",
     "Delta",
     "Failure",
+    "FinishReason",
+    "Item",
     "LookupModel",
     "Message",
     "Model",
@@ -69,10 +73,13 @@ __all__ = [
     "ToolSpec",
     "Usage",
     "exception_failure",
+    "items_to_send_back",
     "lower_output",
     "register_provider",
     "resolve_model",
     "shared_client",
     "status_failure",
     "stream_failure",
+    "tool_call",
+    "with_unique_ids",
 ]

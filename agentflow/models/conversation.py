@@ -20,7 +20,8 @@ def check_conversation(messages: Sequence[Message]) -> None:
     open_calls: Counter[str] = Counter()
     calls_at = 0
     for position, message in enumerate(messages):
-        if not message.parts:
+        # A model may say nothing at all; a user or a tool may not.
+        if not message.parts and message.role != "assistant":
             raise InvalidInput(f"message {position} ({message.role}) is empty")
         if message.role == "tool":
             _take_results(open_calls, message, position=position)

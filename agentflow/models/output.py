@@ -44,7 +44,13 @@ def lower_output(request: ModelRequest) -> ModelRequest:
     provider.
     """
     spec = request.output
-    if spec is None or spec.mode == "native":
+    if spec is None:
+        return request
+    if any(tool.name == FINAL_ANSWER for tool in request.tools):
+        raise ConfigurationError(
+            f"a tool is called {FINAL_ANSWER!r}, which is the tool of the structured output: rename it"
+        )
+    if spec.mode == "native":
         return request
     if spec.mode == "tool":
         return _with_final_answer_tool(request, spec)
@@ -67,7 +73,8 @@ def with_output(response: ModelResponse, spec: OutputSpec | None, output: Any) -
     if spec is None:
         return response.model_copy(update={"output": response.text})
     final = next((call for call in response.tool_calls if call.name == FINAL_ANSWER), None)
-    if spec.mode == "tool" and final is not None:
+    # By any mode: a provider may use the tool where its own schema mode cannot express the type.
+    if final is not None:
         value = _validate(_unwrapped(_arguments(final, response), spec, response), output, response)
         return _final(response, final, value)
     if response.tool_calls or response.finish_reason in ("pause", "refusal", "content_filter"):
@@ -98,10 +105,6 @@ def _mode_for(capabilities: Capabilities) -> OutputMode:
 
 
 def _with_final_answer_tool(request: ModelRequest, spec: OutputSpec) -> ModelRequest:
-    if any(tool.name == FINAL_ANSWER for tool in request.tools):
-        raise ConfigurationError(
-            f"a tool is called {FINAL_ANSWER!r}, which is the tool of the structured output: rename it"
-        )
     tool = ToolSpec(
         name=FINAL_ANSWER, description="Give the final answer. It ends the task.", schema=spec.schema
     )

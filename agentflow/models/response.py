@@ -163,21 +163,27 @@ class ModelResponse(Value):
     raw: dict[str, Any] = Field(default_factory=dict)
 
 
-class TextDelta(Value):
+class NumberedDelta(Value):
+    """A piece of an answer; `number` is the provider's, where its streams can be resumed after one."""
+
+    number: int | None = None
+
+
+class TextDelta(NumberedDelta):
     """More of the answer's text."""
 
     kind: Literal["text"] = "text"
     text: str
 
 
-class ReasoningDelta(Value):
+class ReasoningDelta(NumberedDelta):
     """More of what the model lets see of its thinking."""
 
     kind: Literal["reasoning"] = "reasoning"
     text: str
 
 
-class ToolArgsDelta(Value):
+class ToolArgsDelta(NumberedDelta):
     """More of the arguments of tool call `index`, as JSON text; `name` is set on the first one."""
 
     kind: Literal["tool_args"] = "tool_args"

@@ -1,0 +1,176 @@
+"""Calls Anthropic's Messages API by the official SDK; every call is a stream inside, so that no long answer
+is cut by a timeout between two bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from agentflow.errors import ConfigurationError
+from agentflow.models.conversation import check_conversation
+from agentflow.providers import (
+    Capabilities,
+    Failure,
+    Item,
+    ModelRequest,
+    ModelResponse,
+    RawAnswer,
+    StreamEvent,
+    exception_failure,
+    shared_client,
+    status_failure,
+    stream_failure,
+)
+from agentflow_anthropic.events import MessageAssembly
+from agentflow_anthropic.mapping import PROVIDER, request_body, response_of, supports_json_schema
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+READ_TIMEOUT_SECONDS = 600.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+
+# Error types that stand for a status where there is none, in an error event inside a 200 stream.
+_NOT_RETRIABLE_IN_STREAM = (
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+)
+
+
+class Anthropic:
+    """A Claude model by the Messages API.
+
+    Args:
+        model: its name, as `claude-sonnet-4-5`.
+        base_url: another server of the same API; else `ANTHROPIC_BASE_URL`, else Anthropic's.
+        api_key: else `ANTHROPIC_API_KEY` (or what else the SDK finds), read when the first call is made.
+        client: your own SDK client (for Bedrock or Vertex, say). Its retries are turned off.
+        json_schema: whether the model holds its answers to a JSON Schema; else told by its name.
+    """
+
+    provider = PROVIDER
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        client: AsyncAnthropic | None = None,
+        json_schema: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.capabilities = Capabilities(
+            json_schema=supports_json_schema(model) if json_schema is None else json_schema,
+            tools=True,
+            streaming=True,
+        )
+        self._base_url = base_url
+        self._api_key = api_key
+        self._own_client = client
+
+    async def request(self, request: ModelRequest) -> RawAnswer:
+        async for event in self.stream(request):
+            if isinstance(event, RawAnswer):
+                return event
+        raise AssertionError("a stream ends with its answer, or raises")
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
+        check_conversation(request.messages)
+        if request.settings.latency is not None:
+            raise ConfigurationError(
+                f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
+            )
+        body = request_body(request, model=self.model)
+        assembly = MessageAssembly()
+        required = {key: body.pop(key) for key in ("model", "max_tokens", "messages")}
+        events = await self._client().messages.create(**required, stream=True, extra_body=body)
+        async with events:
+            if "application/json" in events.response.headers.get("content-type", ""):
+                # A gateway that knows no streams: the message comes whole.
+                message = json.loads(await events.response.aread())
+                yield self._answer(message)
+                return
+            async for event in events:
+                delta = assembly.add(event.to_dict(mode="json", warnings=False))
+                if delta is not None:
+                    yield delta
+        if not assembly.is_complete:
+            raise stream_failure(
+                "the stream ended before the message did", provider=self.provider, model=self.model
+            ).error
+        yield self._answer(assembly.message)
+
+    def parse(self, raw: dict[str, Any]) -> ModelResponse:
+        return response_of(raw)
+
+    def classify(self, error: BaseException) -> Failure:
+        from anthropic import APIStatusError
+
+        if not isinstance(error, APIStatusError):
+            return exception_failure(error, provider=self.provider, model=self.model)
+        kind, message = _told(error.body, str(error))
+        if error.status_code < 400:
+            return stream_failure(
+                message,
+                provider=self.provider,
+                model=self.model,
+                code=kind,
+                retriable=kind not in _NOT_RETRIABLE_IN_STREAM,
+            )
+        return status_failure(
+            error.status_code,
+            message,
+            provider=self.provider,
+            model=self.model,
+            code=kind,
+            headers=error.response.headers,
+        )
+
+    def _answer(self, message: Item) -> RawAnswer:
+        return RawAnswer(provider=self.provider, model=self.model, raw=message, provider_id=message.get("id"))
+
+    def _client(self) -> AsyncAnthropic:
+        if self._own_client is not None:
+            return self._own_client.with_options(max_retries=0)
+        api_key = self._api_key or os.environ.get("ANTHROPIC_API_KEY")
+        base_url = self._base_url or os.environ.get("ANTHROPIC_BASE_URL")
+        token = os.environ.get("ANTHROPIC_AUTH_TOKEN")
+        return shared_client(
+            (PROVIDER, base_url, api_key, token), self._new_client, close=lambda client: client.close()
+        )
+
+    def _new_client(self) -> AsyncAnthropic:
+        from anthropic import AnthropicError, AsyncAnthropic
+        from httpx2 import Timeout
+
+        try:
+            client = AsyncAnthropic(
+                api_key=self._api_key,
+                base_url=self._base_url,
+                max_retries=0,
+                timeout=Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+            )
+        except AnthropicError as error:
+            raise ConfigurationError(f"no client for {self.provider}:{self.model}: {error}") from error
+        if client.api_key is None and client.auth_token is None and client.credentials is None:
+            raise ConfigurationError(
+                f"no key for {self.provider}:{self.model}: set ANTHROPIC_API_KEY, or give it an api_key="
+            )
+        return client
+
+    def __repr__(self) -> str:
+        return f"Anthropic({self.model!r})"
+
+
+def _told(body: object, otherwise: str) -> tuple[str | None, str]:
+    """The kind and the words of an error of theirs: `{"error": {"type": ..., "message": ...}}`."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return None, otherwise
+    return error.get("type"), error.get("message") or otherwise

@@ -1,0 +1,99 @@
+"""The SDK's client for both APIs, and what its exceptions mean."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from agentflow.errors import ConfigurationError
+from agentflow.providers import Failure, exception_failure, shared_client, status_failure, stream_failure
+
+if TYPE_CHECKING:
+    from openai import APIError, AsyncOpenAI
+
+READ_TIMEOUT_SECONDS = 600.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+
+# Codes of errors inside a 200 answer that asking again will not mend.
+_NOT_RETRIABLE_CODES = (
+    "invalid_prompt",
+    "insufficient_quota",
+    "context_length_exceeded",
+    "image_content_policy_violation",
+)
+
+
+class Account:
+    """Which server and whose key, and the client for them: the running loop's, made on first use."""
+
+    def __init__(
+        self, ref: str, *, base_url: str | None, api_key: str | None, client: AsyncOpenAI | None
+    ) -> None:
+        self._ref = ref
+        self._base_url = base_url
+        self._api_key = api_key
+        self._own_client = client
+
+    @property
+    def is_gateway(self) -> bool:
+        """Whether it is another server than OpenAI's."""
+        if self._own_client is not None:
+            return "openai" not in (self._own_client.base_url.host or "")
+        base_url = self._base_url or os.environ.get("OPENAI_BASE_URL")
+        return bool(base_url) and "api.openai.com" not in str(base_url)
+
+    def client(self) -> AsyncOpenAI:
+        """Raises `ConfigurationError` when there is no key."""
+        if self._own_client is not None:
+            return self._own_client.with_options(max_retries=0)
+        api_key = self._api_key or os.environ.get("OPENAI_API_KEY")
+        if not api_key:
+            raise ConfigurationError(
+                f"no key for {self._ref}: set OPENAI_API_KEY, or pass api_key= (any text, for a server that "
+                "asks for none)"
+            )
+        base_url = self._base_url or os.environ.get("OPENAI_BASE_URL")
+        return shared_client(
+            ("openai", base_url, api_key), self._new_client, close=lambda client: client.close()
+        )
+
+    def _new_client(self) -> AsyncOpenAI:
+        from httpx2 import Timeout
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(
+            api_key=self._api_key,
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+        )
+
+
+def classify(error: BaseException, *, provider: str, model: str) -> Failure:
+    """What an exception of the SDK means."""
+    from openai import APIConnectionError, APIError, APIStatusError
+
+    if isinstance(error, APIStatusError) and error.status_code >= 400:
+        return status_failure(
+            error.status_code,
+            _words(error),
+            provider=provider,
+            model=model,
+            code=error.code or error.type,
+            headers=error.response.headers,
+        )
+    if isinstance(error, APIError) and not isinstance(error, APIConnectionError) and error.__cause__ is None:
+        return answer_failure(error.message, error.code or error.type, provider=provider, model=model)
+    return exception_failure(error, provider=provider, model=model)
+
+
+def _words(error: APIError) -> str:
+    told = error.body.get("message") if isinstance(error.body, dict) else None
+    return str(told) if told else error.message
+
+
+def answer_failure(message: str, code: str | None, *, provider: str, model: str) -> Failure:
+    """The failure that an error inside a 200 answer is."""
+    return stream_failure(
+        message, provider=provider, model=model, code=code, retriable=code not in _NOT_RETRIABLE_CODES
+    )

@@ -1,0 +1,286 @@
+"""Calls OpenAI's two APIs by the official SDK: `OpenAIResponses` and `OpenAIChat`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from agentflow.errors import ConfigurationError, ProviderError
+from agentflow.models.conversation import check_conversation
+from agentflow.providers import (
+    Capabilities,
+    Failure,
+    Item,
+    ModelRequest,
+    ModelResponse,
+    RawAnswer,
+    StreamEvent,
+    Submitted,
+)
+from agentflow_openai import chat, responses
+from agentflow_openai.client import Account, answer_failure, classify
+from agentflow_openai.events import ChatAssembly, ResponseAssembly, events_in
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+    from openai import AsyncOpenAI, AsyncStream
+
+_STILL_AT_WORK = ("queued", "in_progress")
+
+
+class _OpenAI:
+    """What both APIs share: the account, and how their failures are read."""
+
+    provider: str
+
+    def __init__(
+        self, model: str, *, base_url: str | None, api_key: str | None, client: AsyncOpenAI | None
+    ) -> None:
+        self.model = model
+        self._account = Account(f"{self.provider}:{model}", base_url=base_url, api_key=api_key, client=client)
+
+    def classify(self, error: BaseException) -> Failure:
+        return classify(error, provider=self.provider, model=self.model)
+
+    def _check(self, request: ModelRequest) -> None:
+        check_conversation(request.messages)
+        if request.settings.latency is not None:
+            raise ConfigurationError(
+                f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
+            )
+
+    def _answer(self, raw: Item) -> RawAnswer:
+        return RawAnswer(provider=self.provider, model=self.model, raw=raw, provider_id=raw.get("id") or None)
+
+    def _failed(self, error: object, otherwise: str) -> ProviderError:
+        told: Item = error if isinstance(error, dict) else {}
+        code = told.get("code")
+        return answer_failure(
+            told.get("message") or otherwise,
+            str(code) if code is not None else None,
+            provider=self.provider,
+            model=self.model,
+        ).error
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+
+class OpenAIResponses(_OpenAI):
+    """A model by OpenAI's Responses API.
+
+    Args:
+        model: its name, as `gpt-5-mini`.
+        base_url: another server of the same API; else `OPENAI_BASE_URL`, else OpenAI's.
+        api_key: else `OPENAI_API_KEY`, read when the first call is made.
+        client: your own SDK client (for Azure, say). Its retries are turned off.
+    """
+
+    provider = responses.PROVIDER
+    capabilities = Capabilities(json_schema=True, tools=True, streaming=True, background=True)
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        client: AsyncOpenAI | None = None,
+    ) -> None:
+        super().__init__(model, base_url=base_url, api_key=api_key, client=client)
+
+    async def request(self, request: ModelRequest) -> RawAnswer:
+        return self._whole(await self._create(request, {}))
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
+        body = self._body(request)
+        model = body.pop("model")
+        events = await self._account.client().responses.create(model=model, stream=True, extra_body=body)
+        async for event in self._read(events):
+            yield event
+
+    def parse(self, raw: dict[str, Any]) -> ModelResponse:
+        return responses.response_of(raw)
+
+    async def submit(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> Submitted:
+        """Have OpenAI work on it without us, and keep the answer to be polled."""
+        raw = await self._create(request, {"background": True, "store": True, "metadata": dict(metadata)})
+        if raw.get("status") not in _STILL_AT_WORK:
+            raw = self._whole(raw).raw
+        return Submitted(provider_id=raw["id"], raw=raw)
+
+    async def poll(self, provider_id: str) -> RawAnswer | None:
+        reply = await self._account.client().responses.with_raw_response.retrieve(provider_id)
+        raw = _json(reply.http_response.json())
+        return None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
+
+    async def resume(self, provider_id: str, *, after: int | None = None) -> AsyncIterator[StreamEvent]:
+        client = self._account.client()
+        if after is None:
+            events = await client.responses.retrieve(provider_id, stream=True)
+        else:
+            events = await client.responses.retrieve(provider_id, stream=True, starting_after=after)
+        async for event in self._read(events):
+            yield event
+
+    async def cancel(self, provider_id: str) -> None:
+        await self._account.client().responses.cancel(provider_id)
+
+    async def _create(self, request: ModelRequest, more: Item) -> Item:
+        body = self._body(request) | more
+        model = body.pop("model")
+        reply = await self._account.client().responses.with_raw_response.create(model=model, extra_body=body)
+        if _is_event_stream(reply.http_response):
+            assembly = ResponseAssembly()
+            for event in events_in(reply.http_response.text):
+                assembly.add(event)
+            return self._end_of(assembly)
+        return _json(reply.http_response.json())
+
+    def _body(self, request: ModelRequest) -> Item:
+        self._check(request)
+        return responses.request_body(request, model=self.model)
+
+    async def _read(self, events: AsyncStream[Any]) -> AsyncIterator[StreamEvent]:
+        assembly = ResponseAssembly()
+        async with events:
+            if _is_json(events):
+                yield self._whole(_json(json.loads(await events.response.aread())))
+                return
+            async for event in events:
+                delta = assembly.add(event.to_dict(mode="json", warnings=False))
+                if delta is not None:
+                    yield delta
+        yield self._whole(self._end_of(assembly))
+
+    def _end_of(self, assembly: ResponseAssembly) -> Item:
+        if assembly.failure is not None:
+            raise self._failed(assembly.failure, "an error without a word")
+        if assembly.response is None:
+            raise self._failed(None, "the stream ended before the response did")
+        return assembly.response
+
+    def _whole(self, raw: Item) -> RawAnswer:
+        if raw.get("status") in _STILL_AT_WORK:
+            raise self._failed(
+                None, f"the response {raw.get('id')} is {raw.get('status')}, and was not submitted"
+            )
+        if raw.get("status") in ("failed", "cancelled") or "output" not in raw:
+            raise self._failed(raw.get("error"), f"the response {raw.get('id')} is {raw.get('status')}")
+        return self._answer(raw)
+
+
+class OpenAIChat(_OpenAI):
+    """A model by Chat Completions, OpenAI's or a gateway's.
+
+    Args:
+        model: its name there.
+        base_url: the gateway; else `OPENAI_BASE_URL`, else OpenAI's.
+        api_key: else `OPENAI_API_KEY`, read when the first call is made.
+        client: your own SDK client. Its retries are turned off.
+        json_schema: whether the model holds its answers to a JSON Schema; else what OpenAI's own can.
+    """
+
+    provider = chat.PROVIDER
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        client: AsyncOpenAI | None = None,
+        json_schema: bool | None = None,
+    ) -> None:
+        super().__init__(model, base_url=base_url, api_key=api_key, client=client)
+        self._json_schema = json_schema
+
+    @property
+    def capabilities(self) -> Capabilities:
+        by_default = not self._account.is_gateway and not self.model.startswith("gpt-3.5")
+        return Capabilities(
+            json_schema=by_default if self._json_schema is None else self._json_schema,
+            tools=True,
+            streaming=True,
+            lookup=True,
+        )
+
+    async def request(self, request: ModelRequest) -> RawAnswer:
+        return await self._create(self._body(request))
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
+        body = {"stream_options": {"include_usage": True}, **self._body(request)}
+        required = {key: body.pop(key) for key in ("model", "messages")}
+        chunks = await self._account.client().chat.completions.create(
+            **required, stream=True, extra_body=body
+        )
+        assembly = ChatAssembly()
+        async with chunks:
+            if _is_json(chunks):
+                yield self._with_choices(_json(json.loads(await chunks.response.aread())))
+                return
+            async for chunk in chunks:
+                for delta in assembly.add(chunk.to_dict(mode="json", warnings=False)):
+                    yield delta
+        yield self._end_of(assembly)
+
+    def parse(self, raw: dict[str, Any]) -> ModelResponse:
+        return chat.response_of(raw)
+
+    async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer:
+        """Ask, and have OpenAI keep the completion under this metadata."""
+        return await self._create(self._body(request) | {"store": True, "metadata": dict(metadata)})
+
+    async def find(self, metadata: Mapping[str, str]) -> RawAnswer | None:
+        wanted = dict(metadata)
+        pages = self._account.client().chat.completions.list(metadata=wanted, limit=20)
+        async for completion in pages:
+            raw: Item = completion.to_dict(mode="json", warnings=False)
+            # A gateway may not know the filter and list whatever it keeps.
+            if raw.get("metadata") == wanted:
+                return self._answer(raw)
+        return None
+
+    def _body(self, request: ModelRequest) -> Item:
+        self._check(request)
+        return chat.request_body(request, model=self.model, is_gateway=self._account.is_gateway)
+
+    async def _create(self, body: Item) -> RawAnswer:
+        body = dict(body)
+        required = {key: body.pop(key) for key in ("model", "messages")}
+        completions = self._account.client().chat.completions.with_raw_response
+        reply = await completions.create(**required, extra_body=body)
+        if _is_event_stream(reply.http_response):
+            assembly = ChatAssembly()
+            for chunk in events_in(reply.http_response.text):
+                assembly.add(chunk)
+            return self._end_of(assembly)
+        return self._with_choices(_json(reply.http_response.json()))
+
+    def _end_of(self, assembly: ChatAssembly) -> RawAnswer:
+        if not assembly.is_complete:
+            raise self._failed(None, "the stream ended before the completion did")
+        return self._answer(assembly.completion)
+
+    def _with_choices(self, raw: Item) -> RawAnswer:
+        if not raw.get("choices"):  # some gateways tell an error with status 200
+            raise self._failed(raw.get("error"), "an answer without a choice")
+        return self._answer(raw)
+
+
+# Gateways answer as they can: one that knows no streams sends JSON, one that knows nothing else a stream.
+
+
+def _is_json(events: AsyncStream[Any]) -> bool:
+    return "application/json" in events.response.headers.get("content-type", "")
+
+
+def _is_event_stream(response: Response) -> bool:
+    return "text/event-stream" in response.headers.get("content-type", "")
+
+
+def _json(value: object) -> Item:
+    if not isinstance(value, dict):
+        raise ValueError(f"the answer is {type(value).__name__}, not a JSON object")
+    return value
