@@ -76,7 +76,7 @@ class _PlainCodec(Codec[Any]):
     def decode(self, text: str | bytes) -> Any:
         try:
             return from_json(text, allow_inf_nan=False)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a str with a lone surrogate
             raise InvalidInput(f"the stored text is not JSON: {error}") from error
 
     def validate(self, value: object) -> Any:
@@ -212,7 +212,7 @@ def loads(text: str | bytes) -> Any:
     """
     try:
         value = from_json(text, allow_inf_nan=False)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a str with a lone surrogate
         if "recursion limit" in str(error):
             raise InvalidInput(f"the JSON is nested deeper than {MAX_DEPTH}") from None
         raise InvalidInput(f"this is not JSON: {error}") from None

@@ -104,7 +104,7 @@ def find_difference(sent: object, back: object, path: str = "$") -> Fault | None
 def is_too_deep(value: object) -> bool:
     """Whether a plain JSON value is nested deeper than `MAX_DEPTH`."""
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [item for item in level if isinstance(item, dict | list)]
         if not level:
             return False
