@@ -146,7 +146,8 @@ def _traceback(error: BaseException) -> str | None:
     if error.__traceback__ is None:
         return None
     try:
-        text = "".join(traceback_module.format_exception(error))
+        # A long message must not push the frames out.
+        text = "".join(_storable(part, MESSAGE_CAP) for part in traceback_module.format_exception(error))
     except Exception:  # somebody's __str__ again
         text = "".join(traceback_module.format_tb(error.__traceback__))
     # The end says what happened and where; the beginning is the frames of the worker.
