@@ -1,0 +1,1 @@
+"""What makes functions durable: replay, suspension, claims, leases."""

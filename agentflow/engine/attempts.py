@@ -1,0 +1,117 @@
+"""One attempt of a body: its thread, its rows in the ledger, its part of the run's stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agentflow.durations import to_micros
+from agentflow.engine.streams import RunStream
+from agentflow.errors import NoWaiter, SignalConflict
+from agentflow.events import Event
+from agentflow.codec import PLAIN
+from agentflow.store.protocol import (
+    AlreadyBuffered,
+    Delivered,
+    Fenced,
+    ModelCall,
+    NobodyWaits,
+    Operation,
+    Outcome,
+    SendEvents,
+    SendSignal,
+    Sent,
+    WriteModelCall,
+)
+
+if TYPE_CHECKING:
+    from agentflow.engine.runner import Runner
+
+R = TypeVar("R")
+
+
+class BodyAttempt:
+    """What a body sees of its run."""
+
+    def __init__(self, runner: Runner, key: str, number: int, *, is_last: bool, threads: Executor) -> None:
+        self._runner = runner
+        self._threads = threads
+        self._thread: asyncio.Future[Any] | None = None
+        self.key = key
+        self.number = number
+        self.is_last = is_last
+        self.model_call: ModelCall | None = None
+
+    async def in_thread(self, fn: Callable[[], R]) -> R:
+        context = contextvars.copy_context()
+        self._thread = asyncio.get_running_loop().run_in_executor(self._threads, context.run, fn)
+        # A thread cannot be stopped: the await may be cancelled, the thread's future must not be.
+        result: R = await asyncio.shield(self._thread)
+        return result
+
+    async def thread_ended(self) -> None:
+        """Wait until the thread of an attempt that timed out has ended, before another one begins."""
+        if self._thread is not None and not self._thread.done():
+            await asyncio.wait([self._thread])
+        if self._thread is not None and not self._thread.cancelled():
+            self._thread.exception()
+
+    async def write_model_call(self, call: ModelCall) -> None:
+        await self._commit(WriteModelCall(self._runner.run_key, call))
+
+    def end_model_call(self, call: ModelCall) -> None:
+        self.model_call = call
+
+    def stream(self, kind: str, data: Any) -> None:
+        self._stream.append(kind, data, step_key=self.key, attempt=self.number)
+
+    async def send_events(self, events: Sequence[Event]) -> list[str]:
+        runner = self._runner
+        new_events = await runner.new_events(events, source_key=self.key)
+        sent = await self._commit(SendEvents(tuple(new_events), runner.now(), runner.run_key))
+        assert isinstance(sent, Sent)
+        return list(sent.event_ids)
+
+    async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None:
+        runner = self._runner
+        now = runner.now()
+        answer = await self._commit(
+            SendSignal(
+                # The step's own name: played again after a crash it finds what it did before.
+                id=f"{runner.run_id}:{self.key}",
+                name=name,
+                data=PLAIN.encode(data, f"the data of signal {name!r}"),
+                now=now,
+                buffer_until=None if buffer is None else now + to_micros(buffer),
+                run=runner.run_key,
+            )
+        )
+        return delivered_to(answer, name)
+
+    @property
+    def _stream(self) -> RunStream:
+        return self._runner.stream
+
+    async def _commit(self, operation: Operation) -> Outcome:
+        answer: Outcome = await self._runner.host.store.submit(operation)
+        if isinstance(answer, Fenced):
+            raise self._runner.lost(answer.why)
+        return answer
+
+
+def delivered_to(answer: Outcome, name: str) -> str | None:
+    """The run that got a signal, `None` when it is buffered. Raises `NoWaiter`, `SignalConflict`."""
+    match answer:
+        case Delivered(run_id=run_id):
+            return run_id
+        case NobodyWaits():
+            raise NoWaiter(f"nobody waits for signal {name!r}; to keep it for a wait that comes later, give buffer=")
+        case AlreadyBuffered():
+            raise SignalConflict(f"a signal {name!r} is buffered already, and nobody has waited for it yet")
+    raise AssertionError(f"unexpected answer to a signal: {answer!r}")
+
+

@@ -1,0 +1,93 @@
+"""The loop that takes ready runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from agentflow.clock import Clock, VirtualClock
+from agentflow.crashpoints import point
+from agentflow.engine.wakeups import Wakeups
+from agentflow.functions import Registry
+from agentflow.store.protocol import ClaimedRun, Store
+
+logger = logging.getLogger("agentflow.engine")
+
+MOST_AT_ONCE = 100
+SHORTEST_POLL = 1.0
+LONGEST_POLL = 5.0
+
+
+class Claims:
+    """Claims as many runs as the worker has room for, whenever there may be some."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        registry: Registry,
+        wakeups: Wakeups,
+        *,
+        app: str,
+        worker: Callable[[], tuple[str, int]],
+        room: Callable[[], int],
+        on_claimed: Callable[[ClaimedRun], None],
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._registry = registry
+        self._wakeups = wakeups
+        self._app = app
+        self._worker = worker
+        self._room = room
+        self._on_claimed = on_claimed
+        self._rng = rng
+        self.has_backlog = True
+        """Whether there may be ready runs that are not claimed yet: new ones then go behind them."""
+
+    async def run_once(self) -> int:
+        """Claim once; how many it got."""
+        limit = min(self._room(), MOST_AT_ONCE)
+        if limit <= 0:
+            self.has_backlog = True
+            return 0
+        point("before_claim")
+        worker_id, epoch = self._worker()
+        claimed = await self._store.claim(
+            worker_id,
+            epoch=epoch,
+            app=self._app,
+            functions=self._registry.ids(),
+            limit=limit,
+            now=self._clock.now(),
+        )
+        point("after_claim")
+        self.has_backlog = len(claimed) == limit
+        for run in claimed:
+            self._on_claimed(run)
+        return len(claimed)
+
+    async def run(self) -> None:
+        pause = SHORTEST_POLL
+        while True:
+            try:
+                got = await self.run_once()
+                if self.has_backlog and self._room() > 0:
+                    continue
+                pause = SHORTEST_POLL if got else min(pause * 2, LONGEST_POLL)
+                await self._wakeups.wait(await self._seconds_until_due(pause))
+            except Exception:
+                logger.exception("could not claim runs; trying again in %s s", SHORTEST_POLL)
+                await asyncio.sleep(SHORTEST_POLL)
+
+    async def _seconds_until_due(self, pause: float) -> float:
+        poll = pause * self._rng.uniform(0.8, 1.2)
+        if isinstance(self._clock, VirtualClock):
+            return poll  # whoever moves the clock tells us
+        due = await self._store.next_ready_at(app=self._app, functions=self._registry.ids())
+        if due is None or self._room() <= 0:
+            return poll
+        return min(poll, max(0.0, (due - self._clock.now()) / 1e6))

@@ -1,0 +1,86 @@
+"""What a run has done before, and where it stands: outcomes, failed attempts and waits by step key."""
+
+from __future__ import annotations
+
+from agentflow.errors import LimitExceeded
+from agentflow.settings import Settings
+from agentflow.store.protocol import ClaimedRun, Json, ModelCall, StoredAttempt, StoredStep, StoredWait
+
+
+class Journal:
+    """The memory of one run. Every new thing gets the next `seq`, so history has one order."""
+
+    def __init__(self, claimed: ClaimedRun, settings: Settings) -> None:
+        self._settings = settings
+        self._outcomes = {step.key: step for step in claimed.steps}
+        self._undelivered = len(claimed.steps)
+        self._last_step_seq = max((step.seq or 0 for step in claimed.steps), default=0)
+        self._next_seq = claimed.next_seq
+        self._size = sum(_size(step.output) for step in claimed.steps)
+        self._started: set[str] = {wait.key for wait in claimed.waits}
+        self.attempts: dict[str, list[StoredAttempt]] = {}
+        for attempt in claimed.attempts:
+            self.attempts.setdefault(attempt.key, []).append(attempt)
+        self._started.update(key for key in self.attempts if not key.startswith("@"))
+        self.waits: dict[str, StoredWait] = {wait.key: wait for wait in claimed.waits}
+        self.open_calls: dict[str, ModelCall] = {call.key: call for call in claimed.model_calls}
+
+    def find(self, key: str) -> StoredStep | None:
+        return self._outcomes.get(key)
+
+    def add(self, step: StoredStep) -> None:
+        """Take in a new outcome."""
+        self._outcomes[step.key] = step
+        self.attempts.pop(step.key, None)
+        self.waits.pop(step.key, None)
+        self._size += _size(step.output)
+        self._last_step_seq = max(self._last_step_seq, step.seq or 0)
+
+    def delivered(self) -> None:
+        """User code has got one of the outcomes that were there at the beginning."""
+        self._undelivered -= 1
+
+    @property
+    def is_replaying(self) -> bool:
+        return self._undelivered > 0
+
+    def begin_step(self, key: str) -> None:
+        """A step that has no outcome starts: from here on the run does something new. Raises `LimitExceeded`."""
+        self._undelivered = 0
+        if key in self._started:
+            return
+        if len(self._outcomes) + len(self._started - self._outcomes.keys()) >= self._settings.max_steps:
+            raise LimitExceeded(
+                f"step {key!r} would be the run's {self._settings.max_steps + 1}th: the limit is "
+                f"{self._settings.max_steps} steps a run (Settings.max_steps)"
+            )
+        self._started.add(key)
+
+    def check_size(self, key: str, output: Json, *, limit: int | None = None) -> None:
+        """Raise `LimitExceeded` when a step's output, or with it the run, would be too large."""
+        most = limit or self._settings.max_step_bytes
+        size = _size(output)
+        if size > most:
+            raise LimitExceeded(
+                f"the output of step {key!r} has {size} bytes, over the limit of {most} (Settings.max_step_bytes)"
+            )
+        if self._size + size > self._settings.max_run_bytes:
+            raise LimitExceeded(
+                f"with the output of step {key!r} the run has {self._size + size} bytes, over the limit of "
+                f"{self._settings.max_run_bytes} (Settings.max_run_bytes)"
+            )
+
+    def take_seq(self, count: int = 1) -> int:
+        """The next number; with `count` the first of so many that are taken."""
+        first = self._next_seq
+        self._next_seq += count
+        return first
+
+    @property
+    def code_key(self) -> str:
+        """The key under which failures of the code since the last new step are counted."""
+        return f"@{self._last_step_seq}"
+
+
+def _size(output: Json | None) -> int:
+    return 0 if output is None else len(output)

@@ -1,0 +1,166 @@
+"""Who may go on, and when a run only waits.
+
+Outcomes are handed to user code one at a time, in the order of their `seq`, the next one when no task of the run can
+proceed. So replay sees what the first run saw, whichever branch is faster today. When nothing is left to hand out and
+every task waits on the engine, the run is **quiescent**: it can leave memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable
+
+from agentflow.engine.tasks import Branch, TaskState, blocker_of, has_local_timer, place_of, state_of
+
+logger = logging.getLogger("agentflow.engine")
+
+CALM_TURNS = 2
+"""Turns of the loop without a ready task. One is too few: under gather a task is ready only a turn after its child."""
+FIRST_LOOK = 0.005
+LONGEST_LOOK = 1.0
+WARN_AFTER = 5.0
+
+
+class Settling:
+    """The turn-taking of one run.
+
+    `on_quiescent` is called in the loop when all branches wait; `on_staying` when something of the run is outstanding
+    and yet it stays in memory, so that its timers have to run here.
+    """
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        branches: dict[Branch, None],
+        *,
+        is_waiting: Callable[[], bool],
+        is_idle: Callable[[], bool],
+        on_quiescent: Callable[[], None],
+        on_staying: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._branches = branches
+        self._is_waiting = is_waiting
+        self._is_idle = is_idle
+        self._on_quiescent = on_quiescent
+        self._on_staying = on_staying
+        self._due: list[tuple[int, int, Future[None]]] = []
+        self._ticket = 0
+        self._is_checking = False
+        self._calm = 0
+        self._closed = False
+        self._look_again: asyncio.TimerHandle | None = None
+        self._pause = FIRST_LOOK
+        self._busy_since: float | None = None
+        self.futures: set[Future[object]] = set()
+        """What user code is blocked on and the engine resolves."""
+
+    async def turn(self, seq: int) -> None:
+        """Wait until the outcome with this seq is the next to be handed out."""
+        if len(self._branches) == 1 and not self._due:
+            return  # nobody else could go first
+        future: Future[None] = self._loop.create_future()
+        self._ticket += 1
+        heapq.heappush(self._due, (seq, self._ticket, future))
+        self.poke()
+        await self.block(future)
+
+    async def block(self, future: Future[object] | Future[None]) -> object:
+        """Await a future that the engine resolves, in a way that counts as waiting."""
+        self.futures.add(future)  # type: ignore[arg-type]
+        try:
+            return await future
+        finally:
+            self.futures.discard(future)  # type: ignore[arg-type]
+
+    def poke(self) -> None:
+        """Something has changed: look whether the run can go on or rest."""
+        if self._closed or self._is_checking or not (self._due or self._is_waiting()):
+            return
+        self._is_checking = True
+        self._calm = 0
+        self._loop.call_soon(self._check)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._look_again is not None:
+            self._look_again.cancel()
+
+    def _check(self) -> None:
+        if self._closed:
+            self._is_checking = False
+            return
+        if self._has_ready_branch():
+            self._calm = 0
+        else:
+            self._calm += 1
+            if self._calm >= CALM_TURNS:
+                if not self._hand_out():
+                    self._is_checking = False
+                    self._rest()
+                    return
+                self._calm = 0
+        self._loop.call_soon(self._check)
+
+    def _has_ready_branch(self) -> bool:
+        for branch in self._branches:
+            task = branch.task
+            if task is None:
+                return True
+            blocker = blocker_of(task)
+            if (blocker is None or blocker.done()) and not task.done():
+                return True
+        return False
+
+    def _hand_out(self) -> bool:
+        while self._due:
+            _, _, future = heapq.heappop(self._due)
+            if not future.done():
+                future.set_result(None)
+                return True
+        return False
+
+    def _rest(self) -> None:
+        """Nothing can proceed and nothing is to be handed out."""
+        if not self._is_waiting():
+            return
+        if self._is_idle() and self._all_wait():
+            self._busy_since = None
+            self._pause = FIRST_LOOK
+            self._on_quiescent()
+            return
+        self._on_staying()
+        if self._is_idle():
+            self._look_later()
+
+    def _all_wait(self) -> bool:
+        tasks = [branch.task for branch in self._branches if branch.task is not None]
+        if any(state_of(task, self.futures) is not TaskState.WAITS for task in tasks):
+            return False
+        return not has_local_timer(self._loop, set(tasks))
+
+    def _look_later(self) -> None:
+        """A task is blocked on something foreign; when that ends without a step call, nobody tells us."""
+        now = self._loop.time()
+        if self._busy_since is None:
+            self._busy_since = now
+        elif now - self._busy_since > WARN_AFTER:
+            self._busy_since = float("inf")
+            self._warn()
+        if self._look_again is None or self._look_again.cancelled() or self._look_again.when() <= now:
+            self._look_again = self._loop.call_later(self._pause, self.poke)
+            self._pause = min(self._pause * 2, LONGEST_LOOK)
+
+    def _warn(self) -> None:
+        for branch in self._branches:
+            task = branch.task
+            if task is not None and state_of(task, self.futures) is TaskState.BUSY:
+                logger.warning(
+                    "a run waits durably, but stays in memory for more than %d s because it is blocked at %s; "
+                    "do such work in step.run, and wait with step.sleep",
+                    WARN_AFTER,
+                    place_of(task),
+                )

@@ -1,0 +1,314 @@
+"""A worker: the runs this process has in memory, under one lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from agentflow.clock import Clock
+from agentflow.engine.claims import Claims
+from agentflow.engine.host import Host, Timers
+from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
+from agentflow.engine.runner import Runner, Suspended, Verdict
+from agentflow.engine.tasks import install_task_factory
+from agentflow.engine.wakeups import Wakeups
+from agentflow.errors import ConfigurationError
+from agentflow.functions import Registry
+from agentflow.ids import new_id
+from agentflow.settings import Settings
+from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, RunKey, Store
+
+logger = logging.getLogger("agentflow.engine")
+
+HAND_OVER_SECONDS = 1.0
+ORPHAN_INTERVAL_SECONDS = 5.0
+
+
+class Worker:
+    """Runs the functions of one app until it is stopped.
+
+    `run()` works until `stop()` is called, `stop()` returns when every run has ended, was suspended or handed over.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        store: Store,
+        registry: Registry,
+        *,
+        settings: Settings,
+        clock: Clock,
+        list_functions: Callable[[], "asyncio.Future[list[FunctionInfo]]"],
+        concurrency: int,
+        version: str = "",
+    ) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency={concurrency}: a worker needs room for one run at least")
+        self._app = app
+        self._store = store
+        self._registry = registry
+        self._settings = settings
+        self._clock = clock
+        self._concurrency = concurrency
+        self._version = version
+        self._rng = random.Random()
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agentflow-body")
+        self._runners: dict[str, tuple[Runner, asyncio.Task[None]]] = {}
+        self._next: dict[str, ClaimedRun] = {}
+        self._loops: list[asyncio.Task[None]] = []
+        self._heartbeat: HeartbeatThread | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._is_draining = False
+        self._is_started = False
+        self._stopped = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._identity = ("", 0)
+        self._wakeups = Wakeups(on_mail=self._look_into_mail, on_any=self._look_into_all_mail)
+        self._mail_task: asyncio.Task[None] | None = None
+        self._host = Host(
+            app=app,
+            store=store,
+            registry=registry,
+            settings=settings,
+            clock=clock,
+            timers=Timers(clock),
+            threads=self._threads,
+            rng=self._rng,
+            list_functions=list_functions,
+            is_draining=lambda: self._is_draining,
+        )
+        self._claims = Claims(
+            store,
+            clock,
+            registry,
+            self._wakeups,
+            app=app,
+            worker=lambda: self._identity,
+            room=self._room,
+            on_claimed=self._take,
+            rng=self._rng,
+        )
+        self._reaper = Reaper(
+            store,
+            clock,
+            interval_seconds=max(0.3, settings.lease_seconds * RENEW_AT),
+            on_reaped=self._wakeups.look_for_runs,
+        )
+
+    # ------------------------------------------------------------------------------------------ life
+
+    @property
+    def id(self) -> str:
+        return self._identity[0]
+
+    async def run(self) -> None:
+        """Work until `stop` is called."""
+        await self.start()
+        await self._stopped.wait()
+
+    async def start(self) -> None:
+        """Take a lease and begin to work."""
+        if self._is_started:
+            raise ConfigurationError("this worker was started before: make a new one with app.worker()")
+        self._is_started = True
+        install_task_factory(asyncio.get_running_loop())
+        await self._register()
+        self._unsubscribe = self._store.subscribe(self._wakeups.hear)
+        await self._reaper.run_once()
+        self._loops = [
+            asyncio.create_task(self._claims.run(), name="agentflow-claims"),
+            asyncio.create_task(self._reaper.run(), name="agentflow-reaper"),
+            asyncio.create_task(self._release_orphans(), name="agentflow-orphans"),
+        ]
+
+    async def stop(self) -> None:
+        """Take no more runs, hand over those without a running body, give the others their grace, and end."""
+        if not self._is_started or self._stopped.is_set():
+            self._stopped.set()
+            return
+        self._is_draining = True
+        await self._end_loops()
+        for runner, _ in self._runners.values():
+            runner.drain()
+        await self._wait_for_runners(self._settings.shutdown_grace_seconds)
+        for runner, _ in self._runners.values():
+            runner.lose("the worker stopped before the body had ended")
+        await self._wait_for_runners(HAND_OVER_SECONDS)
+        await self._store.retire_worker(self.id)
+        await self._end()
+
+    async def crash(self) -> None:
+        """Stop as a killed process does, as far as the database can see: nothing is written any more (for tests)."""
+        self._is_draining = True
+        await self._end_loops()
+        for runner, _ in self._runners.values():
+            runner.lose("the worker crashed")
+        self._store.abandon_worker(self.id)
+        await self._wait_for_runners(HAND_OVER_SECONDS)
+        await self._end()
+
+    async def _register(self) -> None:
+        worker_id = new_id("wrk", self._clock.now())
+        epoch = await self._store.register_worker(
+            worker_id, lease_seconds=self._settings.lease_seconds, version=self._version
+        )
+        self._identity = (worker_id, epoch)
+        self._heartbeat = HeartbeatThread(
+            self._store,
+            worker_id,
+            epoch,
+            lease_seconds=self._settings.lease_seconds,
+            hang_limit_seconds=self._settings.hang_limit_seconds,
+            on_lost=self._lost_lease,
+        )
+        self._heartbeat.start()
+
+    def _lost_lease(self) -> None:
+        """Fenced: drop everything, and begin again as somebody else."""
+        logger.warning("worker %s has lost its lease; it goes on under a new id", self.id)
+        for runner, _ in self._runners.values():
+            runner.lose("the worker has lost its lease")
+        self._loops.append(asyncio.create_task(self._begin_again(), name="agentflow-new-lease"))
+
+    async def _begin_again(self) -> None:
+        old = self.id
+        while not self._is_draining:
+            try:
+                await self._register()
+                await self._store.retire_worker(old)
+                break
+            except Exception:
+                logger.exception("could not get a new lease; trying again in a second")
+                await asyncio.sleep(1.0)
+        self._wakeups.look_for_runs()
+
+    async def _end_loops(self) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        if self._mail_task is not None:
+            self._mail_task.cancel()
+            self._loops.append(self._mail_task)
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._loops.clear()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+
+    async def _end(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            await self._heartbeat.join()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stopped.set()
+
+    async def _wait_for_runners(self, seconds: float) -> None:
+        tasks = [task for _, task in self._runners.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    # ------------------------------------------------------------------------------------------ runs
+
+    @property
+    def running(self) -> int:
+        """How many runs are in memory."""
+        return len(self._runners)
+
+    async def changed(self) -> None:
+        """Wait until a run has left memory."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def claim_now(self) -> int:
+        """Claim what is ready; how many it got (for tests and simulation)."""
+        return await self._claims.run_once()
+
+    def offer(self, run: NewRun) -> str | None:
+        """The worker's id if this run can begin here at once, before anything that is queued."""
+        has_room = self._room() > 0 and not self._is_draining and not self._claims.has_backlog
+        fits = run.app == self._app and run.ready_at <= self._clock.now() and self._registry.find(run.function)
+        return self.id if has_room and fits and self._is_started else None
+
+    def begin(self, run: NewRun, owner: str) -> None:
+        """Begin a run that was stored as running and owned by this worker."""
+        key = RunKey(run.id, owner, 1)
+        self._take(
+            ClaimedRun(
+                key=key,
+                app=run.app,
+                function=run.function,
+                input=run.input,
+                trigger=run.trigger,
+                created_at=run.created_at,
+                started_at=run.created_at,
+                parent_id=run.parent_id,
+                parent_key=run.parent_key,
+                root_id=run.root_id,
+                depth=run.depth,
+                tags=run.tags,
+                mail=0,
+                crash_count=0,
+                cancel_at=None,
+                reason=None,
+                next_seq=1,
+            )
+        )
+
+    def _room(self) -> int:
+        return self._concurrency - len(self._runners) - len(self._next)
+
+    def _take(self, claimed: ClaimedRun) -> None:
+        run_id = claimed.key.run_id
+        if run_id in self._runners:
+            # The old coroutine has not ended yet. The run is ours in the database; it begins when that one is gone.
+            self._next[run_id] = claimed
+            return
+        function = self._registry.find(claimed.function)
+        assert function is not None, "claims ask for registered functions only"
+        runner = Runner(claimed, function, self._host)
+        task = asyncio.get_running_loop().create_task(self._execute(runner), name=f"agentflow-{run_id}")
+        self._runners[run_id] = (runner, task)
+
+    async def _execute(self, runner: Runner) -> None:
+        verdict: Verdict | None = None
+        try:
+            verdict = await runner.execute()
+        except Exception:
+            logger.exception("run %s could not be brought to an end here", runner.run_id)
+        finally:
+            self._runners.pop(runner.run_id, None)
+            self._changed.set()
+            following = self._next.pop(runner.run_id, None)
+            if following is not None and not self._is_draining:
+                self._take(following)
+            elif self._claims.has_backlog or (isinstance(verdict, Suspended) and verdict.ready_at < self._clock.now() + 5_000_000):
+                self._wakeups.look_for_runs()
+
+    def _look_into_mail(self, run_id: str) -> None:
+        entry = self._runners.get(run_id)
+        if entry is not None:
+            entry[0].look_into_mail()
+
+    def _look_into_all_mail(self) -> None:
+        if self._runners and (self._mail_task is None or self._mail_task.done()):
+            self._mail_task = asyncio.create_task(self._read_mail(), name="agentflow-mail")
+
+    async def _read_mail(self) -> None:
+        try:
+            for run_id, mail, cancel in await self._store.list_mail(self.id):
+                entry = self._runners.get(run_id)
+                if entry is not None and (cancel or mail != entry[0].mail):
+                    entry[0].look_into_mail()
+        except Exception:
+            logger.exception("could not look whether there is mail; the next hint tries again")
+
+    async def _release_orphans(self) -> None:
+        while True:
+            await asyncio.sleep(ORPHAN_INTERVAL_SECONDS)
+            try:
+                held = {*self._runners, *self._next}
+                await self._store.release_orphans(self.id, held, now=self._clock.now())
+                self._look_into_all_mail()
+            except Exception:
+                logger.exception("could not look for orphaned runs; trying again later")

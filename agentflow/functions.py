@@ -1,0 +1,208 @@
+"""Durable functions: what `@app.function` makes, and the registry that holds them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import typing
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from agentflow.codec import Codec, codec_for
+from agentflow.context import Context
+from agentflow.durations import Duration
+from agentflow.errors import ConfigurationError, NotFound
+from agentflow.events import EventTrigger
+from agentflow.retry import Retry, RetryPolicy, retry_policy
+from agentflow.store.protocol import FunctionInfo
+
+T = TypeVar("T")
+R = TypeVar("R")
+Handler = Callable[[Context[Any], Any], Awaitable[Any]]
+
+_ID = re.compile(r"[\w.-]+(/[\w.-]+)*")
+
+
+@dataclass(frozen=True)
+class FunctionRef:
+    """A function by name: one of this app, or of another app in the same database."""
+
+    id: str
+    app: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionConfig:
+    """How a function's runs behave. `retry` is the default of its steps and rules the code between them too."""
+
+    retries: int = 4
+    retry: Retry | None = None
+    step_timeout: Duration | None = None
+    policy: RetryPolicy = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        policy = retry_policy(self.retries if self.retry is None else self.retry)
+        object.__setattr__(self, "policy", policy)
+
+
+class Function(Generic[T, R]):
+    """A durable function. Still callable as the plain function it was made from."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        id: str,
+        app: str,
+        triggers: tuple[EventTrigger, ...] = (),
+        config: FunctionConfig | None = None,
+        input_type: Any = inspect.Parameter.empty,
+        output_type: Any = inspect.Parameter.empty,
+        description: str = "",
+        is_agent: bool = False,
+    ) -> None:
+        self.id = id
+        self.app = app
+        self.handler = handler
+        self.triggers = triggers
+        self.config = config or FunctionConfig()
+        self.input_codec: Codec[Any] = codec_for(input_type)
+        self.output_codec: Codec[Any] = codec_for(output_type)
+        self.description = description
+        self.is_agent = is_agent
+
+    def __call__(self, ctx: Context[T], step: Any) -> Awaitable[R]:
+        return cast("Awaitable[R]", self.handler(ctx, step))
+
+    def __repr__(self) -> str:
+        return f"<Function {self.app}:{self.id}>"
+
+    def as_function(self) -> Function[Any, Any]:
+        return self
+
+    def info(self) -> FunctionInfo:
+        """What the database keeps of it, for senders that do not import it."""
+        schemas = {
+            "input": json_schema(self.input_codec),
+            "output": json_schema(self.output_codec),
+            "agent": self.is_agent,
+            "description": self.description,
+        }
+        triggers = json.dumps([trigger.model_dump() for trigger in self.triggers])
+        config = json.dumps({"retries": self.config.retries})
+        text = json.dumps(schemas, sort_keys=True)
+        version = sha256(f"{triggers}{config}{text}".encode()).hexdigest()[:12]
+        return FunctionInfo(self.app, self.id, version, triggers, config, text)
+
+
+@runtime_checkable
+class Invocable(Protocol):
+    """What can be started or invoked: a function, or something that stands for one, as an agent does."""
+
+    def as_function(self) -> Function[Any, Any]: ...
+
+
+Target = Invocable | FunctionRef | str
+
+
+class Registry:
+    """The functions of one app."""
+
+    def __init__(self, app: str) -> None:
+        self.app = app
+        self._functions: dict[str, Function[Any, Any]] = {}
+        self._frozen_by: str | None = None
+
+    def add(self, function: Function[Any, Any]) -> None:
+        if self._frozen_by is not None:
+            raise ConfigurationError(
+                f"function {function.id!r} was registered after app {self.app!r} was {self._frozen_by}: "
+                "register every function before that, usually by importing its module"
+            )
+        if not _ID.fullmatch(function.id):
+            raise ConfigurationError(f"function id {function.id!r}: use letters, digits, '.', '-', '_' and '/'")
+        other = self._functions.get(function.id)
+        if other is not None:
+            raise ConfigurationError(
+                f"function id {function.id!r} is registered twice in app {self.app!r} "
+                f"({_place(other.handler)} and {_place(function.handler)}): give one of them another id"
+            )
+        self._functions[function.id] = function
+
+    def freeze(self, by: str) -> None:
+        """From now on `add` refuses; `by` says what happened to the app."""
+        self._frozen_by = self._frozen_by or by
+
+    def __iter__(self) -> Iterator[Function[Any, Any]]:
+        return iter(self._functions.values())
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._functions)
+
+    def find(self, function_id: str) -> Function[Any, Any] | None:
+        return self._functions.get(function_id)
+
+    def resolve(self, target: Target) -> Function[Any, Any] | FunctionRef:
+        """The function itself where it is known here, else a reference to one that another app may have."""
+        if isinstance(target, str):
+            target = FunctionRef(target)
+        if isinstance(target, FunctionRef):
+            if target.app not in (None, self.app):
+                return target
+            found = self._functions.get(target.id)
+            if found is None:
+                known = ", ".join(sorted(self._functions)) or "none"
+                raise NotFound(f"app {self.app!r} has no function {target.id!r}; it has: {known}")
+            return found
+        if isinstance(target, Invocable):
+            function = target.as_function()
+            if self._functions.get(function.id) is None:
+                raise NotFound(
+                    f"{function.id!r} is not registered in app {self.app!r}: use @app.function, or app.add(...) for an agent"
+                )
+            return self._functions[function.id]
+        raise ConfigurationError(f"{target!r} is no function: give a Function, an Agent, a FunctionRef or an id")
+
+
+def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:
+    """`(T, R)` of `async def f(ctx: Context[T], step: Step) -> R`; `empty` where nothing is annotated."""
+    if not inspect.iscoroutinefunction(fn):
+        raise ConfigurationError(f"{_place(fn)} is not async: a durable function is `async def f(ctx, step)`")
+    parameters = list(inspect.signature(fn).parameters.values())
+    if len(parameters) != 2:
+        raise ConfigurationError(f"{_place(fn)} takes {len(parameters)} argument(s): a durable function takes (ctx, step)")
+    try:
+        hints = typing.get_type_hints(fn, include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"the annotations of {_place(fn)} cannot be resolved: {error}. "
+            "Define or import the type at the module's top level, before the function"
+        ) from error
+    context = hints.get(parameters[0].name)
+    arguments = typing.get_args(context) if typing.get_origin(context) is Context else ()
+    return (arguments[0] if arguments else inspect.Parameter.empty, hints.get("return", inspect.Parameter.empty))
+
+
+def kebab(name: str) -> str:
+    """`handle_ticket` as `handle-ticket`."""
+    return name.strip("_").replace("_", "-").lower()
+
+
+def json_schema(codec: Codec[Any]) -> dict[str, Any]:
+    """The JSON Schema of a codec's type; `{}` (anything) where pydantic knows none."""
+    try:
+        return codec.json_schema()
+    except PydanticInvalidForJsonSchema:  # it validates all the same: others only lose the form for it
+        return {}
+
+
+def _place(fn: Callable[..., Any]) -> str:
+    return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"

@@ -1,0 +1,157 @@
+"""How a run begins: a function and its data, or an event, made into a `NewRun`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from agentflow.clock import from_datetime, to_datetime
+from agentflow.codec import PLAIN, digest, loads
+from agentflow.errors import InvalidInput, LimitExceeded
+from agentflow.events import Event, EventTrigger
+from agentflow.functions import Function, FunctionRef, Registry
+from agentflow.ids import new_id
+from agentflow.matching import correlations
+from agentflow.settings import Settings
+from agentflow.store.protocol import FunctionInfo, Json, Micros, NewEvent, NewRun
+
+MAX_DEPTH = 32
+KEY_LIFETIME = 24 * 3600 * 1_000_000
+"""How long an idempotency key or an event's id is remembered, in microseconds."""
+
+
+class Parent(Protocol):
+    """The run that invokes another one."""
+
+    run_id: str
+    app: str
+    root_id: str
+    depth: int
+
+    def now(self) -> Micros: ...
+
+
+def encode_input(function: Function[Any, Any] | FunctionRef, data: object) -> Json:
+    """The input as it is stored. Raises `InvalidInput` when it does not fit the function."""
+    codec = PLAIN if isinstance(function, FunctionRef) else function.input_codec
+    try:
+        return codec.encode(codec.validate(data), f"the input of {function.id!r}")
+    except InvalidInput as error:
+        raise InvalidInput(f"the input of {function.id!r} is not valid: {error}") from error
+
+
+def new_run(
+    function: Function[Any, Any] | FunctionRef,
+    data: object,
+    *,
+    app: str,
+    now: Micros,
+    idempotency_key: str | None = None,
+    tags: Sequence[str] = (),
+) -> NewRun:
+    """A run that somebody starts directly."""
+    encoded = encode_input(function, data)
+    run_id = new_id("run", now)
+    return NewRun(
+        id=run_id,
+        app=function.app or app,
+        function=function.id,
+        input=encoded,
+        created_at=now,
+        ready_at=now,
+        root_id=run_id,
+        tags=tuple(tags),
+        idempotency_key=idempotency_key,
+        idempotency_digest=None if idempotency_key is None else digest(loads(encoded)),
+        idempotency_until=None if idempotency_key is None else now + KEY_LIFETIME,
+    )
+
+
+def child_run(
+    function: Function[Any, Any] | FunctionRef, data: object, *, run_id: str, parent: Parent, parent_key: str | None
+) -> NewRun:
+    """A run that another one invokes; without `parent_key` it is detached."""
+    if parent.depth >= MAX_DEPTH:
+        raise LimitExceeded(f"run {parent.run_id} is {MAX_DEPTH} runs deep: it may not invoke {function.id!r}")
+    now = parent.now()
+    return NewRun(
+        id=run_id,
+        app=function.app or parent.app,
+        function=function.id,
+        input=encode_input(function, data),
+        created_at=now,
+        ready_at=now,
+        root_id=parent.root_id,
+        parent_id=parent.run_id,
+        parent_key=parent_key,
+        depth=parent.depth + 1,
+    )
+
+
+def new_event(
+    event: Event,
+    *,
+    now: Micros,
+    functions: Iterable[FunctionInfo],
+    settings: Settings,
+    event_id: str | None = None,
+    source_run: str | None = None,
+) -> NewEvent:
+    """An event as it is stored, with the runs it starts in all apps of the database."""
+    if event.name.startswith("agentflow/"):
+        raise InvalidInput(f"event {event.name!r}: names that begin with 'agentflow/' are the framework's own")
+    data = PLAIN.encode(event.data, f"the data of event {event.name!r}")
+    if len(data) > settings.max_event_bytes:
+        raise LimitExceeded(
+            f"event {event.name!r} has {len(data)} bytes of data, over the limit of {settings.max_event_bytes} "
+            "(Settings.max_event_bytes)"
+        )
+    stored_id = event_id or new_id("evt", now)
+    ts = now if event.ts is None else from_datetime(event.ts)
+    envelope = {"id": event.id or stored_id, "name": event.name, "ts": to_datetime(ts).isoformat()}
+    starts = tuple(
+        NewRun(
+            id=(run_id := new_id("run", now)),
+            app=info.app,
+            function=info.id,
+            input=data,
+            created_at=now,
+            ready_at=max(ts, now),
+            root_id=run_id,
+            trigger=json.dumps(envelope),
+            event_id=stored_id,
+        )
+        for info in functions
+        if any(EventTrigger(**trigger).fits(event.name) for trigger in json.loads(info.triggers))
+    )
+    return NewEvent(
+        id=stored_id,
+        name=event.name,
+        data=data,
+        ts=ts,
+        received_at=now,
+        dedup_key=event.id,
+        starts=starts,
+        correlations=_correlations(envelope | {"data": event.data}),
+        source_run=source_run,
+    )
+
+
+def trigger_event(trigger: Json | None, input_json: Json) -> tuple[Event | None, dict[str, Any]]:
+    """The event that started a run, as `ctx.event` and as the paths of `match` see it."""
+    data = loads(input_json)
+    if trigger is None:
+        return None, {"data": data}
+    envelope = json.loads(trigger)
+    return Event(**envelope, data=data), envelope | {"data": data}
+
+
+def local_infos(registry: Registry) -> list[FunctionInfo]:
+    """The functions of this process as the database describes them."""
+    return [function.info() for function in registry]
+
+
+def _correlations(event: dict[str, Any]) -> tuple[str, ...] | None:
+    found = correlations(event)
+    return None if found is None else tuple(found)

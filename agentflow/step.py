@@ -1,0 +1,490 @@
+"""`Step`: what a durable function calls. Each call becomes a memoized step of its run.
+
+A method takes the step's key **when it is called** and returns a coroutine, so it works with `await`,
+`asyncio.gather` and `TaskGroup.create_task` alike. What to do is told to the run as a `Body` (something is executed
+here) or a `Wait` (something is waited for); the run itself is known only by the `StepRunner` protocol.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+
+from agentflow.approvals import Approval, Decision, approval_digest
+from agentflow.clock import NEVER, from_datetime
+from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, loads
+from agentflow.durations import Duration, parse_duration, to_micros
+from agentflow.errors import InvalidInput, InvokeTimeout, LimitExceeded
+from agentflow.events import Event, Signal
+from agentflow.functions import Function, FunctionRef, Target
+from agentflow.matching import MISSING, correlation, find
+from agentflow.retry import Retry
+from agentflow.runs import StepKind
+from agentflow.starts import child_run
+from agentflow.store.protocol import Json, Micros, ModelCall, NewApproval, NewRun
+
+if TYPE_CHECKING:
+    from agentflow.inference import Inference
+    from agentflow.settings import Settings
+
+R = TypeVar("R")
+
+EventLike = Event | dict[str, Any]
+
+
+class Attempt(Protocol):
+    """One try of a body, as its run offers it."""
+
+    key: str
+    number: int
+    """0 for the first."""
+    is_last: bool
+    """Whether a failure would be the step's end, as far as the count of attempts tells."""
+
+    async def in_thread(self, fn: Callable[[], R]) -> R:
+        """Call a sync function in a thread."""
+        ...
+
+    async def write_model_call(self, call: ModelCall) -> None:
+        """Commit a row of the ledger now, before the request leaves."""
+        ...
+
+    def end_model_call(self, call: ModelCall) -> None:
+        """Let this row be written in the transaction that stores the attempt's outcome."""
+        ...
+
+    def stream(self, kind: str, data: Any) -> None:
+        """Append to the run's live stream."""
+        ...
+
+    async def send_events(self, events: Sequence[Event]) -> list[str]: ...
+
+    async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None: ...
+
+
+@dataclass(slots=True)
+class Body:
+    """Something to execute in this process, with attempts."""
+
+    kind: StepKind
+    name: str | None
+    call: Callable[[Attempt], Awaitable[Any]]
+    codec: Codec[Any]
+    retry: Retry | None = None
+    timeout: timedelta | None = None
+    raises_own_errors: bool = False
+    """A provider's error is raised as itself, not as `StepError`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class WaitPlan:
+    """What to register, fixed when the wait is first made."""
+
+    deadline: Micros
+    topic: str | None = None
+    correlation: str | None = None
+    name: str | None = None
+    timeout_output: Json | None = "null"
+    timeout_error: Exception | None = None
+    child: NewRun | None = None
+    approval: NewApproval | None = None
+    replace: bool = False
+    lookback_from: Micros | None = None
+
+
+@dataclass(slots=True)
+class Wait:
+    """Something to wait for. `plan` is called once, when the wait is registered; its error becomes the outcome."""
+
+    kind: StepKind
+    plan: Callable[[str], WaitPlan | Awaitable[WaitPlan]]
+    """Takes the step's key."""
+    decode: Callable[[Json], Any]
+    """What the stored output means."""
+    on_timeout: Callable[[], Awaitable[None]] | None = None
+    """Called (again on every replay) before `InvokeTimeout` is raised."""
+    resolves_at_once: bool = False
+    """The step ends when the wait is registered: a detached invoke."""
+
+
+class RawId(str):
+    """A step id that the framework composed: it is used as it is."""
+
+
+class StepRunner(Protocol):
+    """The run, as `Step` needs it."""
+
+    run_id: str
+    app: str
+    root_id: str
+    depth: int
+    settings: Settings
+    trigger_event: dict[str, Any]
+    """The event that started the run; `{"data": input}` where none did."""
+
+    def now(self) -> Micros: ...
+
+    def take_key(self, scope: str, step_id: str) -> str: ...
+
+    def take_ordinal(self, scope: str, name: str) -> int: ...
+
+    def perform(self, key: str, body: Body) -> Coroutine[Any, Any, Any]: ...
+
+    def wait(self, key: str, wait: Wait) -> Coroutine[Any, Any, Any]: ...
+
+    async def resolve_target(self, target: Target) -> Function[Any, Any] | FunctionRef: ...
+
+    async def cancel_child(self, run_id: str) -> None: ...
+
+
+class Step:
+    """The durable operations of one run. Step ids come first, are positional-only, and may repeat."""
+
+    __slots__ = ("_runner", "_scope", "ai")
+
+    def __init__(self, runner: StepRunner, scope: str = "") -> None:
+        from agentflow.inference import Inference
+
+        self._runner = runner
+        self._scope = scope
+        self.ai: Inference = Inference(self)
+
+    # ------------------------------------------------------------------------------------------- bodies
+
+    @overload
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., Awaitable[R]],
+        /,
+        *args: Any,
+        retry: Retry | None = ...,
+        timeout: Duration | None = ...,
+        output: Any = ...,
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., R],
+        /,
+        *args: Any,
+        retry: Retry | None = ...,
+        timeout: Duration | None = ...,
+        output: Any = ...,
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def run(
+        self,
+        id: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        output: Any = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Call `fn(*args)` once and for all; give what it returned, after the JSON round trip.
+
+        The type comes from `output`, else from the return annotation of `fn`; without either only plain JSON values
+        are accepted. A sync `fn` runs in a thread. `retry` is the number of retries or a tenacity policy, `timeout`
+        the time one attempt may take. Raises `StepError` when the attempts are used up.
+
+            order = await step.run("load order", load_order, order_id)
+        """
+        key = self._runner.take_key(self._scope, id)
+        codec = codec_for(output, coerce=True) if output is not None else codec_for_return(fn)
+        limit = None if timeout is None else parse_duration(timeout)
+        if is_async(fn):
+            return self._runner.perform(key, Body(StepKind.RUN, None, lambda _: fn(*args), codec, retry, limit))
+        bound = functools.partial(fn, *args)
+        return self._runner.perform(
+            key, Body(StepKind.RUN, None, lambda attempt: _in_thread(attempt, bound), codec, retry, limit)
+        )
+
+    def send_event(
+        self, id: str, event_or_events: EventLike | Sequence[EventLike], /
+    ) -> Coroutine[Any, Any, list[str]]:
+        """Send one event or many, exactly once; give their ids."""
+        key = self._runner.take_key(self._scope, id)
+
+        async def send(attempt: Attempt) -> list[str]:
+            return await attempt.send_events(as_events(event_or_events))
+
+        return self._runner.perform(key, Body(StepKind.SEND, None, send, _STRINGS))
+
+    def send_signal(
+        self, id: str, name: str, data: Any = None, /, buffer: Duration | None = None
+    ) -> Coroutine[Any, Any, str | None]:
+        """Send a signal, exactly once; give the id of the run that got it, `None` when it was buffered."""
+        key = self._runner.take_key(self._scope, id)
+
+        async def send(attempt: Attempt) -> str | None:
+            return await attempt.send_signal(name, data, None if buffer is None else parse_duration(buffer))
+
+        return self._runner.perform(key, Body(StepKind.SEND, name, send, PLAIN))
+
+    # -------------------------------------------------------------------------------------------- waits
+
+    def sleep(self, id: str, duration: Duration, /) -> Coroutine[Any, Any, None]:
+        """Sleep, durably: the run leaves memory and goes on when the time has come, wherever a worker lives."""
+        key = self._runner.take_key(self._scope, id)
+        return self._runner.wait(
+            key, Wait(StepKind.SLEEP, lambda _: WaitPlan(deadline=self._deadline(key, duration)), _nothing)
+        )
+
+    def sleep_until(self, id: str, until: datetime, /) -> Coroutine[Any, Any, None]:
+        """Sleep until a moment (an aware datetime); one that is past continues at once."""
+        key = self._runner.take_key(self._scope, id)
+
+        def plan(_: str) -> WaitPlan:
+            deadline = from_datetime(until)
+            self._check_wait(key, timedelta(microseconds=deadline - self._runner.now()))
+            return WaitPlan(deadline=deadline)
+
+        return self._runner.wait(key, Wait(StepKind.SLEEP, plan, _nothing))
+
+    def wait_for_event(
+        self,
+        id: str,
+        /,
+        *,
+        event: str,
+        timeout: Duration,
+        match: str | None = None,
+        lookback: Duration | None = None,
+    ) -> Coroutine[Any, Any, Event | None]:
+        """Wait for an event of that name; `None` when `timeout` passes first.
+
+        `match="data.user_id"` also demands that the arriving event has the same value there as the event that started
+        this run. `lookback="5m"` takes an event that arrived up to so long before the wait was registered.
+        """
+        key = self._runner.take_key(self._scope, id)
+
+        def plan(_: str) -> WaitPlan:
+            return WaitPlan(
+                name=event,
+                topic=event,
+                correlation=None if match is None else self._correlation(match),
+                deadline=self._deadline(key, timeout),
+                lookback_from=None if lookback is None else self._runner.now() - to_micros(parse_duration(lookback)),
+            )
+
+        return self._runner.wait(key, Wait(StepKind.EVENT, plan, _EVENT.decode))
+
+    def wait_for_signal(
+        self,
+        id: str,
+        /,
+        *,
+        signal: str,
+        timeout: Duration,
+        on_conflict: Literal["fail", "replace"] = "fail",
+        output: Any = None,
+    ) -> Coroutine[Any, Any, Signal | None]:
+        """Wait for the signal of that name; `None` when `timeout` passes first. `output` validates its data.
+
+        A second live wait of one name raises `SignalConflict`, or with `on_conflict="replace"` takes the name over:
+        the first one then ends with `None`.
+        """
+        key = self._runner.take_key(self._scope, id)
+        codec = PLAIN if output is None else codec_for(output)
+
+        def plan(_: str) -> WaitPlan:
+            if not signal:
+                raise InvalidInput(f"step {key!r} waits for a signal with an empty name")
+            return WaitPlan(
+                name=signal, topic=signal, deadline=self._deadline(key, timeout), replace=on_conflict == "replace"
+            )
+
+        def decode(text: Json) -> Signal | None:
+            stored = loads(text)
+            if stored is None:
+                return None
+            return Signal(name=stored["name"], data=codec.decode(json.dumps(stored["data"])))
+
+        return self._runner.wait(key, Wait(StepKind.SIGNAL, plan, decode))
+
+    def approval(
+        self, id: str, /, *, title: str, details: Any = None, policy: Approval | None = None
+    ) -> Coroutine[Any, Any, Decision]:
+        """Ask a person, and wait for the decision; no decision in time is a denial."""
+        return self._ask(id, tool=None, title=title, details=details, args=None, policy=policy or Approval())
+
+    def _ask(
+        self, id: str, *, tool: str | None, title: str, details: Any, args: dict[str, Any] | None, policy: Approval
+    ) -> Coroutine[Any, Any, Decision]:
+        key = self._runner.take_key(self._scope, id)
+
+        def plan(_: str) -> WaitPlan:
+            deadline = self._deadline(key, policy.timeout)
+            approval_id = new_secret_id()
+            request = NewApproval(
+                id=approval_id,
+                tool=tool,
+                title=title,
+                details=None if details is None else PLAIN.encode(details, f"the details of approval {key!r}"),
+                args=None if args is None else canonical_json(args),
+                args_digest=approval_digest(tool=tool, args=args, title=title, details=details),
+                approvers=policy.approvers,
+                min_approvals=policy.min_approvals,
+                editable=policy.editable,
+                policy="{}",
+                requested_at=self._runner.now(),
+                expires_at=deadline,
+            )
+            return WaitPlan(
+                name=tool or title,
+                topic=approval_id,
+                deadline=deadline,
+                timeout_output=_DECISION.encode(Decision(approved=False, reason="timeout"), key),
+                approval=request,
+            )
+
+        return self._runner.wait(key, Wait(StepKind.APPROVAL, plan, _DECISION.decode))
+
+    def invoke(
+        self,
+        id: str,
+        function: Target,
+        /,
+        *,
+        data: Any = None,
+        timeout: Duration | None = None,
+        on_timeout: Literal["leave", "cancel"] = "leave",
+        detach: bool = False,
+    ) -> Coroutine[Any, Any, Any]:
+        """Start a run of another function or agent, wait for it, and give its output, typed.
+
+        Its failure raises `StepError`; a `timeout` raises `InvokeTimeout` and leaves the child running, or cancels it.
+        `detach=True` does not wait: it gives the child's run id at once, and cancelling this run leaves it alone.
+        """
+        key = self._runner.take_key(self._scope, id)
+        runner = self._runner
+        target = function.as_function() if hasattr(function, "as_function") else function
+        child_id = child_run_id(runner.run_id, key)
+
+        async def plan(key: str) -> WaitPlan:
+            resolved = await runner.resolve_target(target)
+            child = child_run(resolved, data, run_id=child_id, parent=runner, parent_key=None if detach else key)
+            return WaitPlan(
+                name=child.function,
+                topic=child_id,
+                deadline=NEVER if timeout is None else self._deadline(key, timeout),
+                timeout_output=json.dumps(child_id) if detach else None,
+                timeout_error=None if detach else InvokeTimeout(f"step {key!r}: run {child_id} of {child.function!r} did not end within {timeout}"),
+                child=child,
+            )
+
+        async def cancel() -> None:
+            await runner.cancel_child(child_id)
+
+        output_codec = target.output_codec if isinstance(target, Function) else PLAIN
+        return runner.wait(
+            key,
+            Wait(
+                StepKind.INVOKE,
+                plan,
+                PLAIN.decode if detach else output_codec.decode,
+                on_timeout=cancel if on_timeout == "cancel" else None,
+                resolves_at_once=detach,
+            ),
+        )
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    def _deadline(self, key: str, duration: Duration) -> Micros:
+        length = parse_duration(duration)
+        self._check_wait(key, length)
+        return self._runner.now() + to_micros(length)
+
+    def _check_wait(self, key: str, length: timedelta) -> None:
+        longest = self._runner.settings.max_wait
+        if length > longest:
+            raise LimitExceeded(f"step {key!r} waits {length}, over the limit of {longest} (Settings.max_wait)")
+
+    def _correlation(self, path: str) -> str:
+        value = find(path, self._runner.trigger_event)
+        # A path that the starting event does not have can never match: the wait runs into its timeout.
+        return NEVER_MATCHES if value is MISSING else correlation(path, value)
+
+
+NEVER_MATCHES = "!"
+
+
+def scoped(step: Step, name: str) -> Step:
+    """A Step whose keys all begin with `name` and its ordinal: `support#0/...`. The ordinal is taken now."""
+    ordinal = step._runner.take_ordinal(step._scope, name)
+    return within(step, f"{name}#{ordinal}")
+
+
+def within(step: Step, segment: str) -> Step:
+    """A Step whose keys all begin with this segment, below those of `step`."""
+    return Step(step._runner, f"{step._scope}{segment}/")
+
+
+def ask_person(
+    step: Step, id: str, *, tool: str, title: str, details: Any, args: dict[str, Any], policy: Approval
+) -> Coroutine[Any, Any, Decision]:
+    """The approval of a tool call: the digest covers tool and arguments."""
+    return step._ask(id, tool=tool, title=title, details=details, args=args, policy=policy)
+
+
+def runner_of(step: Step) -> StepRunner:
+    return step._runner
+
+
+def perform(step: Step, id: str, make: Callable[[str], Body]) -> Coroutine[Any, Any, Any]:
+    """A step of another kind; `make` gets its key."""
+    key = step._runner.take_key(step._scope, id)
+    return step._runner.perform(key, make(key))
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine: async functions, partials of them, and objects with an async `__call__`."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))
+
+
+def as_events(given: EventLike | Sequence[EventLike]) -> list[Event]:
+    """Events from what a user may give. Raises `InvalidInput`."""
+    single = isinstance(given, Event | dict)
+    codec: Codec[list[Event]] = codec_for(list[Event])
+    return codec.validate([given] if single else list(given))
+
+
+def child_run_id(run_id: str, key: str) -> str:
+    """One child per step, whatever the retries and crashes: its id follows from the step's."""
+    from hashlib import blake2b
+
+    return f"run_{blake2b(f'{run_id}|{key}'.encode(), digest_size=16).hexdigest()}"
+
+
+def new_secret_id() -> str:
+    """128 random bits: an approval's id must not be guessed."""
+    from secrets import token_urlsafe
+
+    return token_urlsafe(16)
+
+
+async def _in_thread(attempt: Attempt, bound: Callable[[], Any]) -> Any:
+    value = await attempt.in_thread(bound)
+    # A lambda around an async function looks sync until it is called.
+    return await value if inspect.isawaitable(value) else value
+
+
+def _nothing(_: Json) -> None:
+    return None
+
+
+_EVENT: Codec[Event | None] = codec_for(Event | None)
+_DECISION: Codec[Decision] = codec_for(Decision)
+_STRINGS: Codec[list[str]] = codec_for(list[str])
+__all__ = ["Attempt", "Body", "RawId", "Step", "StepRunner", "Wait", "WaitPlan", "ask_person", "scoped", "within"]
