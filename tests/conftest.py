@@ -132,20 +132,24 @@ def no_thread_left_behind() -> Iterator[None]:
 
 # --- a test that hangs ----------------------------------------------------------------------------
 #
-# pytest-timeout ends a synchronous test. Raised into an event loop, its exception leaves anyio's runner
-# waiting for the test for ever, so an async test is cancelled a little earlier, from inside. What hangs all
-# the same (a fixture's end, a body that swallows its cancellation) ends the whole run, and says where every
-# task and thread stands.
+# pytest-timeout ends a synchronous test. Raised into an event loop, its exception would leave anyio's runner
+# waiting for ever, so an async test is cancelled from inside. What hangs all the same (a fixture's
+# end, a body that swallows its cancellation) ends the whole run, and says where every task and thread stands.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> bool | None:
+    return True if isinstance(item, pytest.Function) and iscoroutinefunction(item.obj) else None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     test, seconds = pyfuncitem.obj, _seconds_allowed(pyfuncitem)
-    if not iscoroutinefunction(test) or not seconds:
+    if not iscoroutinefunction(test) or not seconds or pyfuncitem.config.getoption("usepdb"):
         return (yield)
 
     async def cancelled_in_time(**arguments: object) -> None:
-        async with asyncio.timeout(seconds * 0.9):
+        async with asyncio.timeout(seconds):
             await test(**arguments)
 
     pyfuncitem.obj = cancelled_in_time

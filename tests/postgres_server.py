@@ -25,18 +25,19 @@ USER = "postgres"
 # or were killed, it stops the server and removes its folders.
 JANITOR = """
 import os, shutil, signal, sys, time
-data = sys.argv[1]
 sys.stdin.read()
-try:
-    pid = int(open(os.path.join(data, "postmaster.pid")).readline())
-    os.kill(pid, signal.SIGQUIT)
-    for _ in range(500):
-        os.kill(pid, 0)
-        time.sleep(0.01)
-except (OSError, ValueError):
-    pass
-for folder in sys.argv[1:]:
-    shutil.rmtree(folder, ignore_errors=True)
+for _ in range(20):
+    try:
+        with open(os.path.join(sys.argv[1], "postmaster.pid")) as file:
+            os.kill(abs(int(file.readline())), signal.SIGQUIT)
+        time.sleep(0.3)
+    except (OSError, ValueError):
+        pass
+    for folder in sys.argv[1:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not any(map(os.path.exists, sys.argv[1:])):
+        break
+    time.sleep(0.2)  # killed in the middle of initdb, which still writes
 """
 
 
@@ -52,7 +53,7 @@ class PostgresServer:
         self.password = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-c", JANITOR, str(self.folder)],
+            [sys.executable, "-I", "-c", JANITOR, self.data, self.folder],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -105,6 +106,7 @@ class PostgresServer:
     def close(self) -> None:
         """Stop the server and remove its data."""
         self.stop("immediate")
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # the number may be another process's by now
         assert self._janitor.stdin is not None
         self._janitor.stdin.close()
         self._janitor.wait(30)
