@@ -20,7 +20,8 @@ def priced(model: Model, answer: RawAnswer) -> RawAnswer:
     try:
         response = model.parse(answer.raw)
         cost = response.cost
-        if cost is None:
+        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens.
+        if cost is None and response.usage.total_tokens:
             cost = cost_of(
                 getattr(model, "priced_as", model.provider), response.model or model.model, response.usage
             )
