@@ -65,6 +65,7 @@ class Function(Generic[T, R]):
         output_type: Any = inspect.Parameter.empty,
         description: str = "",
         is_agent: bool = False,
+        related: tuple[Invocable, ...] = (),
     ) -> None:
         self.id = id
         self.app = app
@@ -75,6 +76,8 @@ class Function(Generic[T, R]):
         self.output_codec: Codec[Any] = codec_for(output_type)
         self.description = description
         self.is_agent = is_agent
+        self.related = related
+        """What has to be registered with it: the functions it invokes by itself."""
 
     def __call__(self, ctx: Context[T], step: Any) -> Awaitable[R]:
         return cast("Awaitable[R]", self.handler(ctx, step))

@@ -41,7 +41,7 @@ from agentflow.errors import (
 )
 from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, Target
-from agentflow.ids import validate_step_id
+from agentflow.ids import validate_id
 from agentflow.info import StepInfo, current_body
 from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, retry_policy
 from agentflow.durations import parse_duration
@@ -300,7 +300,7 @@ class Runner:
 
     def take_key(self, scope: str, step_id: str) -> str:
         branch = self._branch(step_id)
-        name = step_id if type(step_id) is RawId else escape(validate_step_id(step_id))
+        name = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
         name = scope + name
         ordinal = branch.next_ordinal(name)
         key = f"{name}:{ordinal}" if ordinal else name

@@ -58,6 +58,7 @@ class Worker:
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agentflow-body")
         self._runners: dict[str, tuple[Runner, asyncio.Task[None]]] = {}
         self._next: dict[str, ClaimedRun] = {}
+        self._offered: set[str] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._heartbeat: HeartbeatThread | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -228,10 +229,18 @@ class Worker:
         """The worker's id if this run can begin here at once, before anything that is queued."""
         has_room = self._room() > 0 and not self._is_draining and not self._claims.has_backlog
         fits = run.app == self._app and run.ready_at <= self._clock.now() and self._registry.find(run.function)
-        return self.id if has_room and fits and self._is_started else None
+        if not (has_room and fits and self._is_started):
+            return None
+        self._offered.add(run.id)
+        return self.id
+
+    def decline(self, run: NewRun) -> None:
+        """The offer was not taken."""
+        self._offered.discard(run.id)
 
     def begin(self, run: NewRun, owner: str) -> None:
         """Begin a run that was stored as running and owned by this worker."""
+        self._offered.discard(run.id)
         key = RunKey(run.id, owner, 1)
         self._take(
             ClaimedRun(
@@ -256,7 +265,7 @@ class Worker:
         )
 
     def _room(self) -> int:
-        return self._concurrency - len(self._runners) - len(self._next)
+        return self._concurrency - len(self._runners) - len(self._next) - len(self._offered)
 
     def _take(self, claimed: ClaimedRun) -> None:
         run_id = claimed.key.run_id
@@ -307,7 +316,7 @@ class Worker:
         while True:
             await asyncio.sleep(ORPHAN_INTERVAL_SECONDS)
             try:
-                held = {*self._runners, *self._next}
+                held = {*self._runners, *self._next, *self._offered}
                 await self._store.release_orphans(self.id, held, now=self._clock.now())
                 self._look_into_all_mail()
             except Exception:

@@ -1,0 +1,391 @@
+"""`App`: the one place where functions, database, worker, client and router are put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from agentflow.client import Approvals, Client, Events, Functions, Runs, UsageReport
+from agentflow.clock import Clock, OffsetClock, SystemClock
+from agentflow.context import Context
+from agentflow.durations import Duration
+from agentflow.errors import ConfigurationError
+from agentflow.events import EventTrigger
+from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
+from agentflow.handles import RunHandle
+from agentflow.retry import Retry
+from agentflow.settings import Settings, resolve
+from agentflow.step import EventLike, Step
+from agentflow.store.protocol import RegisterFunctions, Store
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from agentflow.agents.agent import Agent
+    from agentflow.engine.worker import Worker
+
+T = TypeVar("T")
+R = TypeVar("R")
+UserFunction = Callable[[Context[T], Step], Awaitable[R]]
+
+MOST_TRIGGERS = 10
+LATER = (
+    "concurrency",
+    "throttle",
+    "rate_limit",
+    "debounce",
+    "batch",
+    "priority",
+    "singleton",
+    "idempotency",
+    "cancel_on",
+    "timeouts",
+    "on_failure",
+)
+
+
+class App:
+    """A set of durable functions on one database.
+
+    Nothing is opened before `async with app:`, `app.running()`, a worker or the router does it; an open App belongs to
+    the event loop that opened it.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        database_url: str | None = None,
+        settings: Settings | None = None,
+        model_limits: Sequence[Any] = (),
+    ) -> None:
+        if not id or not id.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ConfigurationError(f"App({id!r}): an app's id has letters, digits, '-', '_' and '.'")
+        if model_limits:
+            raise ConfigurationError(f"App({id!r}, model_limits=...): shared model limits are not in this version yet")
+        self.id = id
+        self._settings = resolve(settings, database_url=database_url)
+        self._registry = Registry(id)
+        self._client: Client | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._workers: list[Worker] = []
+        self._opening = asyncio.Lock()
+        self._users = 0
+
+    def __repr__(self) -> str:
+        return f"<App {self.id}: {len(self._registry)} function(s)>"
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    # ------------------------------------------------------------------------------------ registration
+
+    @overload
+    def function(self, fn: UserFunction[T, R], /) -> Function[T, R]: ...
+
+    @overload
+    def function(
+        self,
+        id: str | None = None,
+        *,
+        on: EventTrigger | str | Sequence[EventTrigger | str] | None = ...,
+        retries: int = ...,
+        retry: Retry | None = ...,
+        step_timeout: Duration | None = ...,
+        **config: Any,
+    ) -> Callable[[UserFunction[T, R]], Function[T, R]]: ...
+
+    def function(
+        self,
+        id: Any = None,
+        *,
+        on: EventTrigger | str | Sequence[EventTrigger | str] | None = None,
+        retries: int = 4,
+        retry: Retry | None = None,
+        step_timeout: Duration | None = None,
+        **config: Any,
+    ) -> Any:
+        """Register `async def f(ctx: Context[T], step: Step) -> R` as a durable function.
+
+        `on` names the events that start it; `retries` counts for each step and for the code between steps. Errors in
+        what is registered are raised here, as `ConfigurationError`.
+
+            @app.function(on="ticket.created", retries=2)
+            async def handle_ticket(ctx: Context[Ticket], step: Step) -> Resolution: ...
+        """
+        if callable(id):
+            return self._register(id, None, (), FunctionConfig())
+        self._refuse_unknown(id, config)
+
+        def register(fn: Any) -> Function[Any, Any]:
+            name = id or kebab(fn.__name__)
+            try:
+                settings = FunctionConfig(retries=retries, retry=retry, step_timeout=step_timeout)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"function {name!r}: {error}") from error
+            return self._register(fn, name, _triggers(name, on), settings)
+
+        return register
+
+    def add(self, agent: Agent[Any, Any]) -> None:
+        """Register an agent as `agents/<name>`, with its sub-agents and handoffs."""
+        pending: list[Any] = [agent]
+        while pending:
+            function = pending.pop().as_function()
+            known = self._registry.find(function.id)
+            if known is function:
+                continue
+            function.app = self.id
+            self._registry.add(function)
+            pending.extend(function.related)
+
+    def _register(
+        self, fn: Any, id: str | None, triggers: tuple[EventTrigger, ...], config: FunctionConfig
+    ) -> Function[Any, Any]:
+        input_type, output_type = function_types(fn)
+        function: Function[Any, Any] = Function(
+            fn,
+            id=id or kebab(fn.__name__),
+            app=self.id,
+            triggers=triggers,
+            config=config,
+            input_type=input_type,
+            output_type=output_type,
+            description=(fn.__doc__ or "").strip(),
+        )
+        self._registry.add(function)
+        return function
+
+    def _refuse_unknown(self, id: Any, config: dict[str, Any]) -> None:
+        for name in config:
+            if name in LATER:
+                raise ConfigurationError(f"function {id!r}: {name}= is not in this version yet")
+            raise ConfigurationError(f"function {id!r}: there is no setting {name!r}")
+
+    # ------------------------------------------------------------------------------- opening and closing
+
+    async def open(self) -> None:
+        """Connect to the database, and tell it which functions there are."""
+        async with self._opening:
+            if self._client is None:
+                await self._open_with(await _open_store(self._settings))
+            elif self._loop is not asyncio.get_running_loop():
+                raise ConfigurationError(
+                    f"app {self.id!r} was opened by another event loop: close it there, or make one App per loop"
+                )
+            self._users += 1
+
+    async def _open_with(self, store: Store, *, clock: Clock | None = None, settings: Settings | None = None) -> None:
+        used = settings or self._settings
+        if clock is None:
+            clock = SystemClock() if used.database_url.startswith("sqlite") else await _database_clock(store)
+        self._client = Client(self.id, store, self._registry, used, clock)
+        self._loop = asyncio.get_running_loop()
+        store.subscribe(self._client.watchers.hear)
+        if len(self._registry):
+            infos = tuple(function.info() for function in self._registry)
+            await store.submit(RegisterFunctions(infos, clock.now()))
+
+    async def close(self) -> None:
+        """Stop the workers and disconnect, once everybody who opened the App has closed it."""
+        async with self._opening:
+            if self._client is None:
+                return
+            self._users -= 1
+            if self._users > 0:
+                return
+            for worker in list(self._workers):
+                await worker.stop()
+            self._workers.clear()
+            client, self._client, self._loop = self._client, None, None
+            self._users = 0
+            await client.store.close()
+
+    async def __aenter__(self) -> App:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def running(self, concurrency: int | None = None) -> AsyncIterator[App]:
+        """Open the App with one worker in this process."""
+        await self.open()
+        try:
+            worker = self.worker(concurrency)
+            await worker.start()
+            try:
+                yield self
+            finally:
+                await worker.stop()
+                self._forget(worker)
+        finally:
+            await self.close()
+
+    def worker(self, concurrency: int | None = None) -> Worker:
+        """A worker with `run()` and `stop()`; the App has to be open. `concurrency` runs are in memory at most."""
+        from agentflow.engine.worker import Worker
+
+        client = self.client
+        worker = Worker(
+            self.id,
+            client.store,
+            self._registry,
+            settings=client.settings,
+            clock=client.clock,
+            list_functions=client.list_functions,
+            concurrency=concurrency or client.settings.concurrency,
+        )
+        self._registry.freeze("started")
+        self._workers.append(worker)
+        client.local_worker = worker
+        return worker
+
+    def _forget(self, worker: Worker) -> None:
+        if worker in self._workers:
+            self._workers.remove(worker)
+        if self._client is not None and self._client.local_worker is worker:
+            self._client.local_worker = self._workers[-1] if self._workers else None
+
+    async def migrate(self) -> None:
+        """Bring the database's tables up to date."""
+        if self._client is not None:
+            await self._client.store.migrate()
+            return
+        from agentflow.store.opening import open_store
+
+        store = open_store(self._settings.database_url, settings=self._settings)
+        await store.migrate()
+        await store.close()
+
+    # ---------------------------------------------------------------------------------------- operations
+
+    @property
+    def client(self) -> Client:
+        """The operations on the opened database."""
+        if self._client is None:
+            raise ConfigurationError(
+                f"app {self.id!r} is not open: use `async with app:`, `async with app.running():` or its router"
+            )
+        return self._client
+
+    async def send(self, event_or_events: EventLike | Sequence[EventLike]) -> list[str]:
+        """Send one event or many in one transaction; give their ids. A future `ts` delays the runs they start."""
+        return list((await self.client.send(event_or_events)).event_ids)
+
+    @overload
+    async def start(
+        self, function: Function[Any, R], data: Any = ..., *, idempotency_key: str | None = ..., tags: Sequence[str] = ...
+    ) -> RunHandle[R]: ...
+
+    @overload
+    async def start(
+        self, function: Target, data: Any = ..., *, idempotency_key: str | None = ..., tags: Sequence[str] = ...
+    ) -> RunHandle[Any]: ...
+
+    async def start(
+        self, function: Any, data: Any = None, *, idempotency_key: str | None = None, tags: Sequence[str] = ()
+    ) -> RunHandle[Any]:
+        """Start one run without an event. `data` is the function's input, or what validates to it.
+
+        The key holds for 24 hours per function: used again it gives the first run's handle, with other data it raises
+        `IdempotencyConflict`. Raises `InvalidInput`, `NotFound`.
+        """
+        return await self.client.start(function, data, idempotency_key=idempotency_key, tags=tags)
+
+    async def signal(self, name: str, data: Any = None, *, buffer: Duration | None = None) -> str | None:
+        """Resolve the one waiter of that name, exactly once; give its run id.
+
+        Nobody waits: `NoWaiter`, or with `buffer="1h"` it is kept for a wait that comes in that time, and `None` is
+        returned; a second one kept for the same name is a `SignalConflict`.
+        """
+        return await self.client.signal(name, data, buffer=buffer)
+
+    async def usage(
+        self,
+        run: str | None = None,
+        thread: str | None = None,
+        tag: str | None = None,
+        agent: str | None = None,
+        since: datetime | None = None,
+    ) -> UsageReport:
+        """Tokens, cost, and how often a call was billed or possibly billed; of a run and its children."""
+        return await self.client.usage(run=run, thread=thread, tag=tag, agent=agent, since=since)
+
+    @property
+    def runs(self) -> Runs:
+        return self.client.runs
+
+    @property
+    def approvals(self) -> Approvals:
+        return self.client.approvals
+
+    @property
+    def functions(self) -> Functions:
+        return self.client.functions
+
+    @property
+    def events(self) -> Events:
+        return self.client.events
+
+    def router(
+        self, prefix: str = "", *, auth: Any = "dev", dashboard: bool = True, run_worker: bool = True
+    ) -> APIRouter:
+        """A FastAPI router with the HTTP API; its lifespan opens the App, with a worker unless `run_worker=False`.
+
+            api.include_router(app.router(prefix="/agentflow"))
+        """
+        from agentflow.http.router import make_router
+
+        self._registry.freeze("given a router")
+        return make_router(
+            prefix=prefix,
+            auth=auth,
+            registry=self._registry,
+            client=lambda: self.client,
+            lifespan=self.running if run_worker else self._opened,
+        )
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[App]:
+        async with self:
+            yield self
+
+
+async def _open_store(settings: Settings) -> Store:
+    from agentflow.store.opening import open_store
+
+    store = open_store(settings.database_url, settings=settings)
+    await store.open()
+    return store
+
+
+async def _database_clock(store: Store) -> Clock:
+    clock = OffsetClock()
+    clock.sync(await store.database_now())
+    return clock
+
+
+def _triggers(
+    name: str, on: EventTrigger | str | Sequence[EventTrigger | str] | None
+) -> tuple[EventTrigger, ...]:
+    given = [] if on is None else [on] if isinstance(on, EventTrigger | str) else list(on)
+    if len(given) > MOST_TRIGGERS:
+        raise ConfigurationError(f"function {name!r} has {len(given)} triggers: {MOST_TRIGGERS} at most")
+    triggers = []
+    for trigger in given:
+        if isinstance(trigger, str):
+            trigger = EventTrigger(name=trigger)
+        if not isinstance(trigger, EventTrigger):
+            raise ConfigurationError(f"function {name!r}: on={trigger!r} is no trigger; give an event's name")
+        if not trigger.name:
+            raise ConfigurationError(f"function {name!r}: on='' names no event")
+        if trigger.if_ is not None:
+            raise ConfigurationError(f"function {name!r}: if_= is not in this version yet")
+        triggers.append(trigger)
+    return tuple(triggers)

@@ -1,0 +1,439 @@
+"""What may be done from outside a run: start, send, signal, look, cancel, decide. App, HTTP and shell all call this."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from agentflow.approvals import ApprovalRequest, Approve, DecisionInput, Deny, Edit, Respond
+from agentflow.clock import Clock, from_datetime
+from agentflow.codec import PLAIN
+from agentflow.durations import Duration, to_micros
+from agentflow.errors import (
+    AlreadyDecided,
+    ApprovalExpired,
+    DigestMismatch,
+    IdempotencyConflict,
+    InvalidInput,
+    NotFound,
+    NotPermitted,
+    NoWaiter,
+    SignalConflict,
+)
+from agentflow.events import EventRecord
+from agentflow.functions import Function, FunctionRef, Registry, Target
+from agentflow.handles import RunHandle, Watchers
+from agentflow.ids import new_id
+from agentflow.principals import Principal
+from agentflow.runs import Page, Run, RunStatus, StepRecord
+from agentflow.settings import Settings
+from agentflow.starts import local_infos, new_event, new_run
+from agentflow.step import EventLike, as_events
+from agentflow.store.protocol import (
+    AlreadyBuffered,
+    Cancelled,
+    CancelRun,
+    Decide,
+    Decided,
+    DecisionResult,
+    Delivered,
+    FunctionInfo,
+    KeyConflict,
+    NewRun,
+    NobodyWaits,
+    SendEvents,
+    SendSignal,
+    Sent,
+    Started,
+    StartRun,
+    Store,
+)
+
+FUNCTIONS_KEPT_SECONDS = 2.0
+
+
+class LocalWorker(Protocol):
+    """A worker in this process, which may begin a run at once."""
+
+    def offer(self, run: NewRun) -> str | None: ...
+
+    def begin(self, run: NewRun, owner: str) -> None: ...
+
+    def decline(self, run: NewRun) -> None: ...
+
+
+@dataclass
+class Client:
+    """The operations on one opened database."""
+
+    app: str
+    store: Store
+    registry: Registry
+    settings: Settings
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self.watchers = Watchers()
+        self.runs = Runs(self)
+        self.approvals = Approvals(self)
+        self.functions = Functions(self)
+        self.events = Events(self)
+        self.local_worker: LocalWorker | None = None
+        self._functions: list[FunctionInfo] = []
+        self._functions_read_at = float("-inf")
+
+    async def start(
+        self, function: Target, data: Any = None, *, idempotency_key: str | None = None, tags: Sequence[str] = ()
+    ) -> RunHandle[Any]:
+        """Start one run. See `App.start`."""
+        resolved = await self.resolve(function)
+        run = new_run(
+            resolved, data, app=self.app, now=self.clock.now(), idempotency_key=idempotency_key, tags=_tags(tags)
+        )
+        worker = self.local_worker
+        owner = None if worker is None else worker.offer(run)
+        future = self.store.submit(StartRun(run, run.created_at, owner))
+        if worker is not None and owner is not None:
+            # Not after the await: whoever starts the run may be cancelled, and then it would belong to nobody.
+            future.add_done_callback(lambda done: _begin(worker, run, owner, done))
+        answer = await future
+        match answer:
+            case Started(run_id=run_id):
+                return self._handle(run_id, resolved)
+            case KeyConflict(run_id=run_id):
+                raise IdempotencyConflict(
+                    f"idempotency key {idempotency_key!r} of {resolved.id!r} was used with other data, for run {run_id}"
+                )
+        raise AssertionError(f"unexpected answer to a start: {answer!r}")
+
+    async def send(self, event_or_events: EventLike | Sequence[EventLike]) -> Sent:
+        """Send events in one transaction."""
+        functions = await self.list_functions()
+        now = self.clock.now()
+        events = [
+            new_event(event, now=now, functions=functions, settings=self.settings)
+            for event in as_events(event_or_events)
+        ]
+        sent = await self.store.submit(SendEvents(tuple(events), now))
+        assert isinstance(sent, Sent)
+        return sent
+
+    async def signal(self, name: str, data: Any = None, *, buffer: Duration | None = None) -> str | None:
+        """Resolve the one waiter of that name. See `App.signal`."""
+        if not name:
+            raise InvalidInput("a signal needs a name")
+        now = self.clock.now()
+        answer = await self.store.submit(
+            SendSignal(
+                id=new_id("sig", now),
+                name=name,
+                data=PLAIN.encode(data, f"the data of signal {name!r}"),
+                now=now,
+                buffer_until=None if buffer is None else now + to_micros(buffer),
+            )
+        )
+        match answer:
+            case Delivered(run_id=run_id):
+                return str(run_id) if run_id is not None else None
+            case NobodyWaits():
+                raise NoWaiter(
+                    f"nobody waits for signal {name!r}; to keep it for a wait that comes later, give buffer="
+                )
+            case AlreadyBuffered():
+                raise SignalConflict(f"a signal {name!r} is buffered already, and nobody has waited for it yet")
+        raise AssertionError(f"unexpected answer to a signal: {answer!r}")
+
+    async def usage(
+        self,
+        *,
+        run: str | None = None,
+        thread: str | None = None,
+        tag: str | None = None,
+        agent: str | None = None,
+        since: datetime | None = None,
+    ) -> UsageReport:
+        """Tokens, cost, and how often a call was billed or possibly billed."""
+        if thread is not None:
+            raise InvalidInput("usage by thread: threads are not kept by this version")
+        calls = await self.store.queries.list_model_calls(
+            run=run, tag=tag, agent=agent, since=None if since is None else from_datetime(since)
+        )
+        return UsageReport.of([call for _, call in calls])
+
+    async def resolve(self, target: Target) -> Function[Any, Any] | FunctionRef:
+        """The function where it is known here, else a reference to one that another app has registered."""
+        try:
+            resolved = self.registry.resolve(target)
+        except NotFound:
+            # A process that only starts runs need not import the functions: the database knows them.
+            if isinstance(target, str):
+                target = FunctionRef(target)
+            if not isinstance(target, FunctionRef) or not await self._is_known(target):
+                raise
+            return target
+        if isinstance(resolved, FunctionRef) and not await self._is_known(resolved):
+            raise NotFound(f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database")
+        return resolved
+
+    async def _is_known(self, ref: FunctionRef) -> bool:
+        wanted = (ref.app or self.app, ref.id)
+        return any((info.app, info.id) == wanted for info in await self.list_functions())
+
+    async def list_functions(self) -> list[FunctionInfo]:
+        """All functions of all apps, this process's own as they are now."""
+        if time.monotonic() - self._functions_read_at > FUNCTIONS_KEPT_SECONDS:
+            self._functions = await self.store.queries.list_functions()
+            self._functions_read_at = time.monotonic()
+        own = local_infos(self.registry)
+        known = {(info.app, info.id) for info in own}
+        return [*own, *(info for info in self._functions if (info.app, info.id) not in known)]
+
+    def _handle(self, run_id: str, function: Function[Any, Any] | FunctionRef | None) -> RunHandle[Any]:
+        codec = function.output_codec if isinstance(function, Function) else PLAIN
+        return RunHandle(run_id, store=self.store, watchers=self.watchers, codec=codec)
+
+
+class Runs:
+    """`app.runs`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def get(self, run_id: str) -> Run:
+        """The run with its payloads. Raises `NotFound`."""
+        run = await self._client.store.queries.get_run(run_id)
+        if run is None:
+            raise NotFound(f"there is no run {run_id!r}")
+        return run
+
+    async def list(
+        self,
+        *,
+        status: RunStatus | str | Collection[RunStatus | str] | None = None,
+        function: str | None = None,
+        since: datetime | None = None,
+        q: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Run]:
+        """Runs of this app, newest first, without payloads. `q` is the beginning of an id."""
+        return await self._client.store.queries.list_runs(
+            status=_statuses(status),
+            app=self._client.app,
+            function=function,
+            since=None if since is None else from_datetime(since),
+            q=q,
+            limit=_limit(limit),
+            cursor=cursor,
+        )
+
+    async def steps(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[StepRecord]:
+        """The run's steps, in their order. Raises `NotFound`."""
+        await self.handle(run_id).status()
+        return await self._client.store.queries.list_steps(run_id, limit=_limit(limit), cursor=cursor)
+
+    def handle(self, run_id: str) -> RunHandle[Any]:
+        """A handle on a run, without a look at the database."""
+        return self._client._handle(run_id, None)
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> Run:
+        """End the run and its children; one that has ended is left as it is. Raises `NotFound`."""
+        answer = await self._client.store.submit(CancelRun(run_id, reason, self._client.clock.now()))
+        assert isinstance(answer, Cancelled)
+        return await self.get(run_id)
+
+
+class Approvals:
+    """`app.approvals`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list(
+        self, *, status: str | None = None, run: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[ApprovalRequest]:
+        """Requests, oldest first."""
+        return await self._client.store.queries.list_approvals(
+            status=status, run=run, limit=_limit(limit), cursor=cursor
+        )
+
+    async def get(self, approval_id: str) -> ApprovalRequest:
+        """One request. Raises `NotFound`."""
+        request = await self._client.store.queries.get_approval(approval_id)
+        if request is None:
+            raise NotFound(f"there is no approval {approval_id!r}")
+        return request
+
+    async def decide(
+        self,
+        approval_id: str,
+        decision: DecisionInput,
+        *,
+        by: str | Principal,
+        args_digest: str | None = None,
+        comment: str | None = None,
+    ) -> ApprovalRequest:
+        """Decide, once. With `args_digest` only if that is still what would run.
+
+        Raises `AlreadyDecided`, `ApprovalExpired`, `NotPermitted`, `DigestMismatch`, `NotFound`, `InvalidInput`.
+        """
+        if not isinstance(decision, Approve | Edit | Deny | Respond):
+            raise InvalidInput(f"{decision!r} is no decision: give Approve(), Edit(args), Deny(message) or Respond(value)")
+        who = Principal(id=by) if isinstance(by, str) else by
+        if not who.id:
+            raise InvalidInput("a decision needs to say who decided: by= is empty")
+        now = self._client.clock.now()
+        answer = await self._client.store.submit(
+            Decide(
+                new_id("dec", now), approval_id, decision, who.id, who.roles, args_digest, comment, now
+            )
+        )
+        assert isinstance(answer, Decided)
+        return _taken(answer, approval_id, decision, who)
+
+
+class Functions:
+    """`app.functions`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list(self) -> list[FunctionInfo]:
+        """The functions of this app."""
+        return [info for info in await self._client.list_functions() if info.app == self._client.app]
+
+    async def get(self, function_id: str) -> FunctionInfo:
+        """One function of this app. Raises `NotFound`."""
+        for info in await self.list():
+            if info.id == function_id:
+                return info
+        raise NotFound(f"app {self._client.app!r} has no function {function_id!r}")
+
+
+class Events:
+    """`app.events`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list(
+        self, *, name: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[EventRecord]:
+        """Events, newest first."""
+        return await self._client.store.queries.list_events(name=name, limit=_limit(limit), cursor=cursor)
+
+    async def get(self, event_id: str) -> EventRecord:
+        """One event. Raises `NotFound`."""
+        event = await self._client.store.queries.get_event(event_id)
+        if event is None:
+            raise NotFound(f"there is no event {event_id!r}")
+        return event
+
+    async def runs(self, event_id: str, *, limit: int = 50, cursor: str | None = None) -> Page[Run]:
+        """The runs that an event started. Raises `NotFound`."""
+        await self.get(event_id)
+        return await self._client.store.queries.list_event_runs(event_id, limit=_limit(limit), cursor=cursor)
+
+
+class UsageReport(BaseModel):
+    """What model calls used. `cost` in US dollars, `None` when a price is not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    calls: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: Decimal | None = Decimal(0)
+    billed: int = 0
+    possibly_billed: int = 0
+
+    @staticmethod
+    def of(calls: Iterable[Any]) -> UsageReport:
+        """Add up rows of the ledger."""
+        rows = list(calls)
+        counters = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+        paid = [row for row in rows if row.billed != "no"]
+        unknown = any(row.cost is None for row in paid)
+        return UsageReport(
+            calls=len(rows),
+            cost=None if unknown else sum((Decimal(row.cost) for row in paid), Decimal(0)),
+            billed=sum(row.billed == "yes" for row in rows),
+            possibly_billed=sum(row.billed == "possible" for row in rows),
+            **{name: sum(getattr(row, name) or 0 for row in rows) for name in counters},
+        )
+
+
+def _begin(worker: LocalWorker, run: NewRun, owner: str, done: asyncio.Future[Any]) -> None:
+    answer = None if done.cancelled() or done.exception() is not None else done.result()
+    if isinstance(answer, Started) and answer.created and answer.epoch == 1:
+        worker.begin(run, owner)
+    else:
+        worker.decline(run)
+
+
+def _taken(answer: Decided, approval_id: str, decision: DecisionInput, who: Principal) -> ApprovalRequest:
+    """The request after the decision, or why it was not taken."""
+    request = answer.request
+    if request is None:
+        raise NotFound(f"there is no approval {approval_id!r}")
+    match answer.result:
+        case DecisionResult.TAKEN | DecisionResult.NEEDS_MORE:
+            return request
+        case DecisionResult.ALREADY_DECIDED:
+            winner = request.decisions[-1].by if request.decisions else "nobody"
+            raise AlreadyDecided(
+                f"approval {approval_id} was decided already: {request.status} by {winner}", request=request
+            )
+        case DecisionResult.EXPIRED:
+            raise ApprovalExpired(f"approval {approval_id} is {request.status}: it expired or its run has ended")
+        case DecisionResult.NOT_PERMITTED:
+            raise NotPermitted(
+                f"{who.id!r} may not decide approval {approval_id}: its approvers are {', '.join(request.approvers)}"
+            )
+        case DecisionResult.DIGEST_MISMATCH:
+            raise DigestMismatch(
+                f"approval {approval_id} is about something else than what was decided about: "
+                "read it again, and send the args_digest it has now"
+            )
+        case DecisionResult.NOT_EDITABLE:
+            raise InvalidInput(
+                f"approval {approval_id}: these arguments may not be edited so ({decision!r}); "
+                "an edit gives all arguments, and changes only those that its policy names"
+            )
+        case DecisionResult.NOT_FOUND:
+            raise NotFound(f"there is no approval {approval_id!r}")
+
+
+def _statuses(given: RunStatus | str | Collection[RunStatus | str] | None) -> list[RunStatus] | None:
+    if given is None:
+        return None
+    values = [given] if isinstance(given, str) else list(given)
+    try:
+        return [RunStatus(value) for value in values]
+    except ValueError as error:
+        raise InvalidInput(f"{error}: a run is one of {', '.join(RunStatus)}") from error
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= 100:
+        raise InvalidInput(f"limit={limit}: a page has 1 to 100 items")
+    return limit
+
+
+def _tags(tags: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise InvalidInput(f"tags={tags!r}: give a list of strings")
+    return tuple(tags)
+
+
+__all__ = ["Client", "UsageReport"]
