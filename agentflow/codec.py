@@ -237,6 +237,11 @@ def canonical_json(value: object) -> str:
 
     So `1.0` is `1`, but neither `"1"` nor true. Raises `Unserialisable` for what is not plain JSON.
     """
+    # Every value of an arriving event comes by here alone; most are of these types.
+    if type(value) is str and value.isascii() and "\x00" not in value:
+        return _canonical.encode(value)
+    if type(value) is int and -(2**63) < value < 2**63:
+        return str(value)
     plain = to_plain(value, numbers_by_value=True)
     if isinstance(plain, Fault):
         raise _unserialisable(plain, "canonical JSON")
