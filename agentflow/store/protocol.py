@@ -606,7 +606,9 @@ class Queries(Protocol):
         """Newest first, without payloads. `q` is a prefix of the id. A bad cursor is `InvalidInput`."""
         ...
 
-    async def list_steps(self, run_id: str, *, limit: int = 100, cursor: str | None = None) -> Page[StepRecord]:
+    async def list_steps(
+        self, run_id: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[StepRecord]:
         """By seq; steps that wait come last, without one. `StepRecord.id` is the key's own id, unescaped."""
         ...
 
@@ -635,7 +637,9 @@ class Queries(Protocol):
 
     async def get_event(self, event_id: str) -> EventRecord | None: ...
 
-    async def list_event_runs(self, event_id: str, *, limit: int = 50, cursor: str | None = None) -> Page[Run]: ...
+    async def list_event_runs(
+        self, event_id: str, *, limit: int = 50, cursor: str | None = None
+    ) -> Page[Run]: ...
 
     async def list_functions(self, *, app: str | None = None) -> list[FunctionInfo]: ...
 

@@ -1,0 +1,135 @@
+"""Each operation and the logic that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from agentflow.store import protocol as p
+from agentflow.store.operations_approvals import decide
+from agentflow.store.operations_messages import send_events, send_signal
+from agentflow.store.operations_runs import cancel_run, finish, release, start_run, suspend
+from agentflow.store.operations_steps import (
+    append_stream,
+    commit_step,
+    record_attempt,
+    register_functions,
+    write_model_call,
+)
+from agentflow.store.operations_waits import adopt, register_wait, resolve_wait, withdraw_wait
+from agentflow.store.operations_workers import (
+    Claim,
+    ListMail,
+    ListWorkers,
+    NextReady,
+    Reap,
+    RegisterWorker,
+    ReleaseOrphans,
+    RetireWorker,
+    claim,
+    list_mail,
+    list_workers,
+    next_ready,
+    reap,
+    register_worker,
+    release_orphans,
+    retire_worker,
+)
+from agentflow.store.transaction import Transaction, Work
+
+_LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
+    p.StartRun: start_run,
+    p.CommitStep: commit_step,
+    p.RegisterWait: register_wait,
+    p.ResolveWait: resolve_wait,
+    p.WithdrawWait: withdraw_wait,
+    p.RecordAttempt: record_attempt,
+    p.WriteModelCall: write_model_call,
+    p.Adopt: adopt,
+    p.Suspend: suspend,
+    p.Release: release,
+    p.Finish: finish,
+    p.SendEvents: send_events,
+    p.SendSignal: send_signal,
+    p.Decide: decide,
+    p.CancelRun: cancel_run,
+    p.AppendStream: append_stream,
+    p.RegisterFunctions: register_functions,
+    Claim: claim,
+    ListMail: list_mail,
+    ListWorkers: list_workers,
+    NextReady: next_ready,
+    Reap: reap,
+    RegisterWorker: register_worker,
+    ReleaseOrphans: release_orphans,
+    RetireWorker: retire_worker,
+}
+
+_ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
+_NEVER_STRICT = (
+    p.AppendStream,
+    Claim,
+    ListMail,
+    ListWorkers,
+    NextReady,
+    Reap,
+    RegisterWorker,
+    ReleaseOrphans,
+    RetireWorker,
+)
+"""What a power loss may take without harm: it is done again, or it was only for the eye."""
+
+_READS = (ListMail, ListWorkers, NextReady)
+
+
+def apply(tx: Transaction, operation: Any) -> Work[Any]:
+    """The work of one operation; what it returns is the outcome."""
+    return _LOGIC[type(operation)](tx, operation)
+
+
+def is_strict(operation: Any, *, by_default: bool) -> bool:
+    """Whether the operation's commit has to reach the disk before it is acknowledged."""
+    if isinstance(operation, _ALWAYS_STRICT):
+        return True
+    if isinstance(operation, _NEVER_STRICT):
+        return False
+    if by_default:
+        return True
+    approves = isinstance(operation, p.RegisterWait) and operation.approval is not None
+    return approves or getattr(operation, "model_call", None) is not None
+
+
+def is_read(operation: Any) -> bool:
+    return isinstance(operation, _READS)
+
+
+def workers_of(operations: Iterable[Any]) -> list[str]:
+    """The workers whose lease these operations depend on, in order of their ids."""
+    found: set[str] = set()
+    for operation in operations:
+        key = getattr(operation, "run", None)
+        if isinstance(key, p.RunKey):
+            found.add(key.worker_id)
+        elif isinstance(operation, p.StartRun):
+            if operation.owner is not None:
+                found.add(operation.owner)
+        elif isinstance(operation, Claim | ReleaseOrphans):
+            found.add(operation.worker_id)
+    return sorted(found)
+
+
+def weight_of(operation: Any) -> int:
+    """Roughly how many bytes an operation brings; what is small anyway counts nothing."""
+    if isinstance(operation, p.CommitStep | p.ResolveWait):
+        return len(operation.step.output or "")
+    if isinstance(operation, p.StartRun):
+        return len(operation.run.input)
+    if isinstance(operation, p.Finish):
+        return len(operation.output or "")
+    if isinstance(operation, p.SendEvents):
+        return sum(len(event.data) * (1 + len(event.starts)) for event in operation.events)
+    if isinstance(operation, p.AppendStream):
+        return sum(len(chunk.data) for chunk in operation.chunks)
+    if isinstance(operation, p.RegisterWait) and operation.child is not None:
+        return len(operation.child.input)
+    return 0

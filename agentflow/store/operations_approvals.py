@@ -1,0 +1,161 @@
+"""A person's decision on an approval: taken once, for exactly what was asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from agentflow.approvals import Approve, Decision, DecisionInput, Deny, Edit, Respond, approval_digest
+from agentflow.codec import canonical_json
+from agentflow.store import statements as sql
+from agentflow.store.delivery import deliver
+from agentflow.store.protocol import Decide, Decided, DecisionResult
+from agentflow.store.records import approval_request
+from agentflow.store.transaction import Transaction, Work
+
+
+def decide(tx: Transaction, op: Decide) -> Work[Decided]:
+    """Take a decision: check it against the row the server issued, store it, and wake the run if that settles it."""
+    owner = yield sql.READ_APPROVAL_RUN, {"id": op.approval_id}
+    if not owner:
+        return Decided(DecisionResult.NOT_FOUND, None)
+    yield sql.LOCK_RUN, {"id": owner[0][0]}
+    [row] = yield sql.READ_APPROVAL, {"id": op.approval_id}
+    asked = _Asked.from_row(row)
+    for known in asked.decisions:
+        if known["id"] == op.id:
+            return Decided(DecisionResult(known["result"]), asked.request)
+    if asked.request.status == "pending" and asked.expires_at <= op.now:
+        yield from deliver(tx, asked.request.run_id, asked.request.step_key, op.now, None)
+        yield sql.CLOSE_APPROVAL, {"to": "expired", "now": op.now, "approval": op.approval_id}
+        [row] = yield sql.READ_APPROVAL, {"id": op.approval_id}
+        asked = _Asked.from_row(row)
+    refusal = _refuse(asked, op)
+    if refusal is not None:
+        return Decided(refusal, asked.request)
+    if any(known["by"] == op.by for known in asked.decisions):
+        return Decided(DecisionResult.NEEDS_MORE, asked.request)
+    return (yield from _take(tx, asked, op))
+
+
+class _Asked(NamedTuple):
+    """An approval with what its record does not show."""
+
+    row: dict[str, Any]
+    request: Any
+    decisions: list[dict[str, Any]]
+    expires_at: int
+
+    @classmethod
+    def from_row(cls, row: Any) -> _Asked:
+        named = {column.key: value for column, value in zip(sql.APPROVAL_COLUMNS, row, strict=True)}
+        return cls(named, approval_request(named), json.loads(named["decisions"]), named["expires_at"])
+
+    @property
+    def args(self) -> dict[str, Any] | None:
+        """The arguments as they would run now."""
+        return self.request.args if self.request.edited_args is None else self.request.edited_args
+
+    @property
+    def editable(self) -> tuple[str, ...] | None:
+        return None if self.row["editable"] is None else tuple(json.loads(self.row["editable"]))
+
+
+def _refuse(asked: _Asked, op: Decide) -> DecisionResult | None:
+    """Why the decision may not be taken."""
+    request = asked.request
+    if request.approvers and not {op.by, *op.roles} & set(request.approvers):
+        return DecisionResult.NOT_PERMITTED
+    if request.status in ("expired", "cancelled"):
+        return DecisionResult.EXPIRED
+    if request.status != "pending":
+        return DecisionResult.ALREADY_DECIDED
+    if op.args_digest is not None and op.args_digest != request.args_digest:
+        return DecisionResult.DIGEST_MISMATCH
+    if isinstance(op.decision, Edit) and not _may_edit(asked, op.decision.args):
+        return DecisionResult.NOT_EDITABLE
+    return None
+
+
+def _may_edit(asked: _Asked, edited: dict[str, Any]) -> bool:
+    allowed = asked.editable
+    if allowed is None:
+        return True
+    before = asked.args or {}
+    missing = object()
+    changed = {
+        name
+        for name in before.keys() | edited.keys()
+        if not _same(before.get(name, missing), edited.get(name, missing), missing)
+    }
+    return changed <= set(allowed)
+
+
+def _same(left: object, right: object, missing: object) -> bool:
+    if left is missing or right is missing:
+        return left is right
+    return canonical_json(left) == canonical_json(right)
+
+
+def _take(tx: Transaction, asked: _Asked, op: Decide) -> Work[Decided]:
+    """Store the decision; when it is the last one needed, resolve the wait."""
+    request, decision = asked.request, op.decision
+    edited, digest, earlier = asked.row["edited_args"], request.args_digest, asked.decisions
+    if isinstance(decision, Edit):
+        edited = canonical_json(decision.args)
+        if request.tool is not None:
+            digest = approval_digest(
+                tool=request.tool, args=decision.args, title=request.title, details=request.details
+            )
+        # Who approved before did so for other arguments.
+        earlier = [{**known, "stale": True} for known in earlier]
+    entry: dict[str, Any] = {
+        "id": op.id,
+        "kind": decision.kind,
+        "by": op.by,
+        "comment": op.comment,
+        "at": op.now,
+    }
+    entry["message"] = decision.message if isinstance(decision, Deny) else None
+    entry["value"] = decision.value if isinstance(decision, Respond) else None
+    approving = 1 + sum(1 for known in earlier if not known.get("stale"))
+    settled = isinstance(decision, Deny | Respond) or approving >= request.min_approvals
+    entry["result"] = str(DecisionResult.TAKEN if settled else DecisionResult.NEEDS_MORE)
+    yield (
+        sql.SAVE_DECISION,
+        {
+            "to": _status_after(decision) if settled else "pending",
+            "all": json.dumps([*earlier, entry], ensure_ascii=False),
+            "edited": edited,
+            "new_digest": digest,
+            "at": op.now if settled else None,
+            "approval": op.approval_id,
+        },
+    )
+    if settled:
+        outcome = _outcome(op, None if edited is None else json.loads(edited))
+        yield from deliver(tx, request.run_id, request.step_key, op.now, (True, outcome, None))
+    [row] = yield sql.READ_APPROVAL, {"id": op.approval_id}
+    return Decided(DecisionResult(entry["result"]), _Asked.from_row(row).request)
+
+
+def _status_after(decision: DecisionInput) -> str:
+    return {"approve": "approved", "edit": "approved", "deny": "denied", "respond": "responded"}[
+        decision.kind
+    ]
+
+
+def _outcome(op: Decide, edited: dict[str, Any] | None) -> str:
+    """What the step returns: a `Decision`, as JSON."""
+    decision = op.decision
+    comment = op.comment
+    if isinstance(decision, Deny) and decision.message is not None:
+        comment = decision.message  # what the model is told
+    return Decision(
+        approved=isinstance(decision, Approve | Edit),
+        by=op.by,
+        comment=comment,
+        edited=edited if isinstance(decision, Approve | Edit) else None,
+        value=decision.value if isinstance(decision, Respond) else None,
+        reason="denied" if isinstance(decision, Deny) else None,
+    ).model_dump_json()

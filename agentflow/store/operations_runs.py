@@ -1,0 +1,338 @@
+"""A run's life: start, suspend, release, finish, cancel."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from agentflow.clock import NEVER
+from agentflow.runs import RunStatus
+from agentflow.store import statements as sql
+from agentflow.store.delivery import deliver
+from agentflow.store.protocol import (
+    Cancelled,
+    CancelRun,
+    Done,
+    Fenced,
+    Finish,
+    HintKind,
+    Json,
+    KeyConflict,
+    MailChanged,
+    NewRun,
+    Release,
+    Started,
+    StartRun,
+    Status,
+    Suspend,
+)
+from agentflow.store.transaction import RunState, Transaction, Work, fence
+
+
+def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
+    """Store a run: running and owned when its worker's lease holds, else queued."""
+    owner = op.owner if op.owner in tx.alive else None
+    outcome = yield from insert_run(tx, op.run, op.now, owner=owner)
+    if outcome.created or isinstance(outcome, KeyConflict) or op.owner is None:
+        return outcome
+    # Played again: if our first try was committed, the run is ours and runs.
+    rows = yield sql.READ_RUN, {"id": op.run.id}
+    state = RunState(*rows[0]) if rows else None
+    if state and state.owner == op.owner and state.epoch == 1 and state.status == Status.RUNNING:
+        return outcome._replace(epoch=1)
+    return outcome
+
+
+def insert_run(tx: Transaction, run: NewRun, now: int, *, owner: str | None = None) -> Work[Any]:
+    """Insert a run with its payload, unless its id or its idempotency key is there."""
+    if run.idempotency_key is not None:
+        known = yield from _claim_key(run, now)
+        if known is not None:
+            return known
+    rows = yield sql.INSERT_RUN, _run_params(run, now, owner)
+    if not rows:
+        return Started(run.id, created=False, epoch=0)
+    yield (
+        sql.INSERT_RUN_IO,
+        {
+            "run_id": run.id,
+            "input": run.input,
+            "trigger": run.trigger,
+            "tags": json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
+            "output": None,
+            "error": None,
+            "parent_error": None,
+        },
+    )
+    if run.event_id is not None:
+        yield sql.INSERT_EVENT_RUN, {"event_id": run.event_id, "run_id": run.id}
+    if owner is None:
+        tx.tell(HintKind.READY)
+    return Started(run.id, created=True, epoch=0 if owner is None else 1)
+
+
+def suspend(tx: Transaction, op: Suspend) -> Work[Done | MailChanged | Fenced]:
+    """Let go of a waiting run, if nothing was delivered since its owner last looked."""
+    state = yield from fence(tx, op.run)
+    if isinstance(state, RunState):
+        rows = yield (
+            sql.SUSPEND_RUN,
+            {
+                "to": int(op.status),
+                "ready": op.ready_at,
+                "why": op.reason,
+                "run": op.run.run_id,
+                "at_epoch": op.run.epoch,
+                "by": op.run.worker_id,
+                "seen": op.mail,
+            },
+        )
+        if rows:
+            tx.tell(HintKind.READY)
+            return Done(mail=op.mail)
+        # Nothing was hit: look again, for what came between the two statements.
+        state = yield from fence(tx, op.run)
+    if isinstance(state, RunState):
+        return MailChanged(state.mail, state.cancel)
+    return (yield from _let_go_before(op, state))
+
+
+def release(tx: Transaction, op: Release) -> Work[Done | Fenced]:
+    """Give a run back, ready at once."""
+    state = yield from fence(tx, op.run)
+    if isinstance(state, Fenced):
+        return (yield from _let_go_before(op, state))
+    yield (
+        sql.RELEASE_RUN,
+        {"now": op.now, "run": op.run.run_id, "at_epoch": op.run.epoch, "by": op.run.worker_id},
+    )
+    tx.tell(HintKind.READY)
+    return Done(state.mail, state.cancel)
+
+
+def finish(tx: Transaction, op: Finish) -> Work[Done | Fenced]:
+    """End a run and tell its parent."""
+    state = yield from fence(tx, op.run)
+    if isinstance(state, Fenced):
+        return (yield from _finished_before(op, state))
+    run_id = op.run.run_id
+    yield from end_run(
+        tx, run_id, op.status, now=op.now, reason=op.reason, result=(op.output, op.error, op.parent_error)
+    )
+    yield from wake_parent(
+        tx,
+        run_id,
+        state.parent_id,
+        state.parent_key,
+        op.status,
+        now=op.now,
+        output=op.output,
+        error=op.parent_error or op.error,
+    )
+    if op.status == Status.CANCELLED:
+        yield from _cancel_children(tx, run_id, op.reason, op.now)
+    return Done(state.mail, state.cancel)
+
+
+def cancel_run(tx: Transaction, op: CancelRun) -> Work[Cancelled]:
+    """Cancel a run and, down the tree, its children that are not detached."""
+    yield sql.LOCK_RUN, {"id": op.run_id}
+    rows = yield sql.READ_RUN, {"id": op.run_id}
+    if not rows:
+        return Cancelled(None, (), ())
+    before = Status(RunState(*rows[0]).status)
+    if before >= Status.COMPLETED:
+        return Cancelled(run_status(before), (), ())
+    ended, asked = yield from _cancel_tree(tx, [op.run_id], op.reason, op.now)
+    return Cancelled(run_status(before), tuple(ended), tuple(asked))
+
+
+def run_status(status: int) -> RunStatus:
+    return RunStatus(Status(status).name.lower())
+
+
+def end_run(
+    tx: Transaction,
+    run_id: str,
+    status: Status,
+    *,
+    now: int,
+    reason: str | None,
+    result: tuple[Json | None, Json | None, Json | None],
+) -> Work[bool]:
+    """Make a run final: nothing waits for anything any more. False when it was final already."""
+    rows = yield sql.END_RUN, {"to": int(status), "why": reason, "now": now, "run": run_id}
+    if not rows:
+        return False
+    output, error, for_parent = result
+    if output is not None or error is not None or for_parent is not None:
+        yield sql.SET_RESULT, {"result": output, "failure": error, "for_parent": for_parent, "run": run_id}
+    kinds = yield sql.DELETE_WAITS, {"run": run_id}
+    if any(kind == "approval" for (kind,) in kinds):
+        yield sql.CLOSE_APPROVALS, {"to": "cancelled", "now": now, "run": run_id}
+    tx.tell(HintKind.ENDED, run_id)
+    return True
+
+
+def wake_parent(
+    tx: Transaction,
+    run_id: str,
+    parent_id: str | None,
+    parent_key: str | None,
+    status: Status,
+    *,
+    now: int,
+    output: Json | None,
+    error: Json | None,
+) -> Work[None]:
+    """Hand the child's end to the parent's step, if that still waits for it."""
+    if parent_id is None or parent_key is None:
+        return
+    outcome = child_outcome(run_id, status, output=output, error=error, reason=None)
+    yield from deliver(tx, parent_id, parent_key, now, outcome)
+
+
+def child_outcome(
+    run_id: str, status: Status, *, output: Json | None, error: Json | None, reason: str | None
+) -> tuple[bool, Json | None, Json | None]:
+    """What the parent's step becomes: the output, or an error."""
+    if status == Status.COMPLETED:
+        return True, output if output is not None else "null", None
+    if error is not None:
+        return False, None, error
+    word = status.name.lower()
+    stored = {
+        "name": f"Run{word.capitalize()}",
+        "message": f"run {run_id} was {word}" + (f": {reason}" if reason else ""),
+        "traceback": None,
+        "attributes": {"run_id": run_id, "reason": reason},
+        "own": None,
+    }
+    return False, None, json.dumps(stored, ensure_ascii=False)
+
+
+def _cancel_children(tx: Transaction, run_id: str, reason: str | None, now: int) -> Work[None]:
+    children = yield sql.READ_CHILDREN, {"id": run_id}
+    yield from _cancel_tree(tx, [child for child, _ in children], reason, now)
+
+
+def _cancel_tree(
+    tx: Transaction, roots: list[str], reason: str | None, now: int
+) -> Work[tuple[list[str], list[str]]]:
+    """Cancel these runs and what hangs on them, parents first; which ended at once and which were asked."""
+    ended: list[str] = []
+    asked: list[str] = []
+    todo = list(roots)
+    while todo:
+        run_id = todo.pop(0)
+        yield sql.LOCK_RUN, {"id": run_id}
+        rows = yield sql.READ_RUN, {"id": run_id}
+        if not rows:
+            continue
+        state = RunState(*rows[0])
+        if state.status >= Status.COMPLETED:
+            continue
+        if state.status == Status.RUNNING:
+            yield sql.ASK_TO_CANCEL, {"now": now, "why": reason, "run": run_id}
+            tx.tell(HintKind.MAIL, run_id)
+            asked.append(run_id)
+        else:
+            *_, error = child_outcome(run_id, Status.CANCELLED, output=None, error=None, reason=reason)
+            yield from end_run(
+                tx,
+                run_id,
+                Status.CANCELLED,
+                now=now,
+                reason=reason,
+                result=(None, None, error if state.parent_key else None),
+            )
+            yield from wake_parent(
+                tx,
+                run_id,
+                state.parent_id,
+                state.parent_key,
+                Status.CANCELLED,
+                now=now,
+                output=None,
+                error=error,
+            )
+            ended.append(run_id)
+        children = yield sql.READ_CHILDREN, {"id": run_id}
+        todo.extend(child for child, _ in children)
+    return ended, asked
+
+
+def _claim_key(run: NewRun, now: int) -> Work[Started | KeyConflict | None]:
+    """Take the idempotency key for this run; what is there already, if it is still held."""
+    assert run.idempotency_key is not None
+    digest, until = run.idempotency_digest or "", run.idempotency_until or NEVER
+    key = {"app": run.app, "function": run.function, "key": run.idempotency_key}
+    rows = yield sql.INSERT_KEY, {**key, "run_id": run.id, "digest": digest, "until": until}
+    if rows:
+        return None
+    [(held_by, held_digest, held_until)] = yield sql.READ_KEY, key
+    if held_by == run.id:
+        return Started(run.id, created=False, epoch=0)
+    if held_until > now:
+        if held_digest != digest:
+            return KeyConflict(held_by)
+        return Started(held_by, created=False, epoch=0)
+    yield (
+        sql.RENEW_KEY,
+        {
+            "new_run": run.id,
+            "new_digest": digest,
+            "new_until": until,
+            "of_app": run.app,
+            "of_function": run.function,
+            "of_key": run.idempotency_key,
+        },
+    )
+    return None
+
+
+def _run_params(run: NewRun, now: int, owner: str | None) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "app": run.app,
+        "function": run.function,
+        "status": int(Status.QUEUED if owner is None else Status.RUNNING),
+        "ready_at": run.ready_at,
+        "blocked_on": None,
+        "owner": owner,
+        "epoch": 0 if owner is None else 1,
+        "mail": 0,
+        "crash_count": 0,
+        "depth": run.depth,
+        "version": run.version,
+        "parent_id": run.parent_id,
+        "parent_key": run.parent_key,
+        "root_id": run.root_id,
+        "rerun_of": run.rerun_of,
+        "idempotency_key": run.idempotency_key,
+        "cancel_at": None,
+        "deadline": None,
+        "reason": None,
+        "created_at": run.created_at,
+        "started_at": None if owner is None else now,
+        "ended_at": None,
+    }
+
+
+def _let_go_before(op: Suspend | Release, why: Fenced) -> Work[Done | Fenced]:
+    """Nothing was hit: did the same operation do it before? At its epoch nobody else lets a run go."""
+    rows = yield sql.READ_RUN, {"id": op.run.run_id}
+    if rows:
+        state = RunState(*rows[0])
+        if state.epoch == op.run.epoch and state.owner is None and state.status < Status.COMPLETED:
+            return Done(state.mail, state.cancel)
+    return why
+
+
+def _finished_before(op: Finish, why: Fenced) -> Work[Done | Fenced]:
+    rows = yield sql.READ_RUN, {"id": op.run.run_id}
+    if rows:
+        state = RunState(*rows[0])
+        if state.epoch == op.run.epoch and state.status == op.status:
+            return Done(state.mail, state.cancel)
+    return why

@@ -1,0 +1,277 @@
+"""Claims, and what becomes of the runs of a worker: operations that the store makes for itself."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from agentflow.store import statements as sql
+from agentflow.store.delivery import adopt_unread, stored_wait, timed_out_step
+from agentflow.store.protocol import (
+    ClaimedRun,
+    HintKind,
+    ModelCall,
+    RunKey,
+    StoredAttempt,
+    StoredStep,
+)
+from agentflow.store.transaction import Transaction, Work, step_params, stored_step
+
+
+class Claim(NamedTuple):
+    """Take ready runs."""
+
+    worker_id: str
+    app: str
+    functions: tuple[str, ...]
+    limit: int
+    now: int
+
+
+class NextReady(NamedTuple):
+    """When the next run is due."""
+
+    app: str
+    functions: tuple[str, ...]
+
+
+class ListMail(NamedTuple):
+    """Which runs of a worker have mail or are to be cancelled."""
+
+    worker_id: str
+
+
+class RegisterWorker(NamedTuple):
+    """Make a worker known."""
+
+    worker_id: str
+    lease_until: int
+    host: str
+    pid: int
+    version: str
+    now: int
+
+
+class RetireWorker(NamedTuple):
+    """A worker ends in good order."""
+
+    worker_id: str
+    now: int
+
+
+class ListWorkers(NamedTuple):
+    """Which workers there are."""
+
+
+class Reap(NamedTuple):
+    """Take the runs of these dead workers, of those whose lease was over at that instant, and of unknown ones."""
+
+    dead: tuple[str, ...]
+    instant: int
+    now: int
+
+
+class ReleaseOrphans(NamedTuple):
+    """Ready what a worker owns but does not hold."""
+
+    worker_id: str
+    held: frozenset[str]
+    now: int
+
+
+KEEP_REAPED_MICROS = 3600 * 1_000_000
+
+
+def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
+    """Take ready runs and read all they need to go on.
+
+    The journals are read by statements of their own, after the claim's: inside it, their snapshot would be older than
+    its locks, and a signal delivered between would be missed.
+    """
+    if op.worker_id not in tx.alive or op.limit < 1:
+        return []
+    rows = yield (
+        sql.CLAIM_RUNS,
+        {"by": op.worker_id, "app": op.app, "functions": op.functions, "now": op.now, "limit": op.limit},
+    )
+    if not rows:
+        return []
+    rows = sorted(rows, key=lambda row: (row[14], row[0]))
+    ids = sorted(row[0] for row in rows)
+    journal = yield from _read_journals(ids, op.now)
+    return [
+        ClaimedRun(
+            key=RunKey(run_id, op.worker_id, epoch),
+            app=app,
+            function=function,
+            input=journal.inputs[run_id][0],
+            trigger=journal.inputs[run_id][1],
+            created_at=created_at,
+            started_at=started_at,
+            parent_id=parent_id,
+            parent_key=parent_key,
+            root_id=root_id,
+            depth=depth,
+            tags=tuple(json.loads(journal.inputs[run_id][2] or "[]")),
+            mail=mail,
+            crash_count=crash_count,
+            cancel_at=cancel_at,
+            reason=reason,
+            next_seq=journal.next_seq[run_id],
+            steps=tuple(journal.steps[run_id]),
+            attempts=tuple(journal.attempts[run_id]),
+            waits=tuple(journal.waits[run_id]),
+            model_calls=tuple(journal.calls[run_id]),
+        )
+        for (
+            run_id,
+            epoch,
+            app,
+            function,
+            created_at,
+            started_at,
+            parent_id,
+            parent_key,
+            root_id,
+            depth,
+            mail,
+            crash_count,
+            cancel_at,
+            reason,
+            _,
+        ) in rows
+    ]
+
+
+class _Journals:
+    """What was read for a batch of claimed runs, by run id."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[str, str | None, str | None]] = {}
+        self.steps: dict[str, list[StoredStep]] = defaultdict(list)
+        self.attempts: dict[str, list[StoredAttempt]] = defaultdict(list)
+        self.waits: dict[str, list[Any]] = defaultdict(list)
+        self.calls: dict[str, list[ModelCall]] = defaultdict(list)
+        self.next_seq: dict[str, int] = defaultdict(lambda: 1)
+
+
+def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
+    journals = _Journals()
+    of_ids = {"ids": ids}
+    due = yield sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
+    for run_id, *row in sorted(due):
+        step = yield from timed_out_step(stored_wait(row), now)
+        yield sql.INSERT_STEP, step_params(run_id, step)
+    for run_id, *row in (yield sql.READ_WAITS_OF, of_ids):
+        journals.waits[run_id].append(stored_wait(row))
+    for run_id, *row in (yield sql.READ_STEPS_OF, of_ids):
+        journals.steps[run_id].append(stored_step(row))
+    for run_id, *row in (yield sql.READ_ATTEMPTS_OF, of_ids):
+        journals.attempts[run_id].append(StoredAttempt(*row))
+    for run_id, *row in (yield sql.READ_OPEN_CALLS_OF, of_ids):
+        journals.calls[run_id].append(ModelCall(*row))
+    for run_id, text, trigger, tags in (yield sql.READ_INPUTS, of_ids):
+        journals.inputs[run_id] = (text, trigger, tags)
+    for run_id, last in (yield sql.READ_LAST_CHUNKS_OF, of_ids):
+        journals.next_seq[run_id] = last + 1
+    for run_id in ids:
+        yield from _adopt(journals, run_id)
+    return journals
+
+
+def _adopt(journals: _Journals, run_id: str) -> Work[None]:
+    """Put a run's steps in order, and number those that were delivered or had timed out."""
+    steps = journals.steps[run_id]
+    numbered = [step for step in steps if step.seq is not None]
+    numbered.sort(key=lambda step: step.seq or 0)
+    next_seq = max(journals.next_seq[run_id], (numbered[-1].seq or 0) + 1 if numbered else 1)
+    unread = [step for step in steps if step.seq is None]
+    if unread:
+        adopted = yield from adopt_unread(run_id, unread, next_seq)
+        numbered.extend(adopted)
+        next_seq += len(adopted)
+    journals.steps[run_id] = numbered
+    journals.next_seq[run_id] = next_seq
+
+
+def next_ready(tx: Transaction, op: NextReady) -> Work[int | None]:
+    """The earliest `ready_at` of what can be claimed."""
+    rows = yield sql.NEXT_READY, {"app": op.app, "functions": op.functions}
+    return rows[0][0] if rows else None
+
+
+def list_mail(tx: Transaction, op: ListMail) -> Work[list[tuple[str, int, bool]]]:
+    """(run id, mail, cancel) of the worker's runs."""
+    rows = yield sql.LIST_MAIL, {"by": op.worker_id}
+    return [(run_id, mail, cancel_at is not None) for run_id, mail, cancel_at in rows]
+
+
+def register_worker(tx: Transaction, op: RegisterWorker) -> Work[int]:
+    """Make a worker known; its epoch, or 0 when the id is taken."""
+    rows = yield (
+        sql.INSERT_WORKER,
+        {
+            "id": op.worker_id,
+            "epoch": 1,
+            "lease_until": op.lease_until,
+            "host": op.host,
+            "pid": op.pid,
+            "version": op.version,
+            "started_at": op.now,
+            "reaped_at": None,
+        },
+    )
+    return 1 if rows else 0
+
+
+def retire_worker(tx: Transaction, op: RetireWorker) -> Work[list[str]]:
+    """The worker's row is closed and what it still owns is ready at once."""
+    yield sql.REAP_WORKER, {"now": op.now, "worker": op.worker_id}
+    owned = yield sql.FIND_OWNED, {"by": op.worker_id}
+    return (yield from _take_runs(tx, owned, op.now, crashes=0))
+
+
+def list_workers(tx: Transaction, op: ListWorkers) -> Work[list[str]]:
+    """The ids of the workers that were not reaped."""
+    rows = yield sql.READ_WORKERS, {}
+    return [worker_id for worker_id, _ in rows]
+
+
+def reap(tx: Transaction, op: Reap) -> Work[list[str]]:
+    """Take the runs of dead and unknown workers from them."""
+    workers = yield sql.READ_WORKERS, {}
+    for worker_id, lease_until in sorted(workers):
+        if worker_id in op.dead or lease_until <= op.instant:
+            yield sql.REAP_WORKER, {"now": op.now, "worker": worker_id}
+    return (yield from take_ownerless(tx, op.now))
+
+
+def take_ownerless(tx: Transaction, now: int) -> Work[list[str]]:
+    """Ready the running runs whose worker is reaped or missing."""
+    rows = yield sql.FIND_OWNERLESS, {}
+    taken = yield from _take_runs(tx, rows, now, crashes=1)
+    yield sql.FORGET_WORKERS, {"before": now - KEEP_REAPED_MICROS}
+    return taken
+
+
+def release_orphans(tx: Transaction, op: ReleaseOrphans) -> Work[list[str]]:
+    """Ready what the worker owns but does not hold."""
+    if op.worker_id not in tx.alive:
+        return []
+    owned = yield sql.FIND_OWNED, {"by": op.worker_id}
+    return (yield from _take_runs(tx, [row for row in owned if row[0] not in op.held], op.now, crashes=0))
+
+
+def _take_runs(tx: Transaction, rows: list[Any], now: int, *, crashes: int) -> Work[list[str]]:
+    taken: list[str] = []
+    for run_id, owner, epoch in rows:
+        hit = yield (
+            sql.TAKE_FROM_OWNER,
+            {"now": now, "crashes": crashes, "run": run_id, "by": owner, "at_epoch": epoch},
+        )
+        if hit:
+            taken.append(run_id)
+    if taken:
+        tx.tell(HintKind.READY)
+    return taken

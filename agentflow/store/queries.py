@@ -1,0 +1,394 @@
+"""Reads for people and pages, by SQLAlchemy's async engine: never on a step's way."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, Table, and_, event, func, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from agentflow.approvals import ApprovalRequest
+from agentflow.errors import InvalidInput
+from agentflow.events import EventRecord
+from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
+from agentflow.store import records
+from agentflow.store.protocol import FunctionInfo, Micros, ModelCall, Status
+from agentflow.store.statements import (
+    MODEL_CALL_COLUMNS,
+    approval,
+    attempt,
+    chunk,
+    event_run,
+    function,
+    model_call,
+    run,
+    run_io,
+    step,
+    wait,
+)
+from agentflow.store.statements import event as event_columns
+
+_RUN_COLUMNS = (
+    run.id,
+    run.app,
+    run.function,
+    run.status,
+    run.reason,
+    run.parent_id,
+    run.root_id,
+    run.rerun_of,
+    run.created_at,
+    run.started_at,
+    run.ended_at,
+    run_io.tags,
+)
+_STEP_COLUMNS = tuple(step)
+_LARGEST_PAGE = 1000
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class SqlQueries:
+    """`Queries` for both databases. The engine is made when the first query comes."""
+
+    def __init__(self, make_engine: Callable[[], AsyncEngine]) -> None:
+        self._make_engine = make_engine
+        self._engine: AsyncEngine | None = None
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            await self._engine.dispose()
+            self._engine = None
+
+    # ----------------------------------------------------------------------------------------------- runs
+
+    async def get_run(self, run_id: str) -> Run | None:
+        rows = await self._rows(
+            select(*_RUN_COLUMNS, run_io.input, run_io.output, run_io.error)
+            .join_from(run.id.table, run_io.run_id.table, run_io.run_id == run.id)
+            .where(run.id == run_id)
+        )
+        if not rows:
+            return None
+        return records.run_record(rows[0], await self._waiting([run_id]), payloads=True)
+
+    async def get_status(self, run_id: str) -> RunStatus | None:
+        rows = await self._rows(select(run.status).where(run.id == run_id))
+        return RunStatus(Status(rows[0]["status"]).name.lower()) if rows else None
+
+    async def list_runs(
+        self,
+        *,
+        status: Collection[RunStatus] | None = None,
+        app: str | None = None,
+        function: str | None = None,
+        parent: str | None = None,
+        since: Micros | None = None,
+        q: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Run]:
+        chosen = _runs()
+        if status is not None:
+            chosen = chosen.where(run.status.in_([Status[RunStatus(name).name].value for name in status]))
+        if app is not None:
+            chosen = chosen.where(run.app == app)
+        if function is not None:
+            chosen = chosen.where(run.function == function)
+        if parent is not None:
+            chosen = chosen.where(run.parent_id == parent)
+        if since is not None:
+            chosen = chosen.where(run.created_at >= since)
+        if q:
+            chosen = chosen.where(run.id.startswith(q, autoescape=True))
+        return await self._run_page(chosen, limit, cursor)
+
+    async def list_event_runs(
+        self, event_id: str, *, limit: int = 50, cursor: str | None = None
+    ) -> Page[Run]:
+        chosen = _runs().join(event_run.run_id.table, event_run.run_id == run.id)
+        return await self._run_page(chosen.where(event_run.event_id == event_id), limit, cursor)
+
+    async def _run_page(self, chosen: Select[Any], limit: int, cursor: str | None) -> Page[Run]:
+        rows, after = await self._page(chosen, (run.created_at, run.id), limit, cursor, newest_first=True)
+        waiting = await self._waiting([row["id"] for row in rows])
+        return _as_page([records.run_record(row, waiting, payloads=False) for row in rows], after)
+
+    async def _waiting(self, run_ids: list[str]) -> records.WaitingByRun:
+        """What runs wait for: their waits, and the retries that are due later."""
+        if not run_ids:
+            return {}
+        waits = await self._rows(
+            select(wait.run_id, wait.key, wait.kind, wait.name, wait.since, wait.deadline)
+            .where(wait.run_id.in_(run_ids))
+            .order_by(wait.run_id, wait.since, wait.key)
+        )
+        return records.waiting_by_run(waits, await self._rows(_open_attempts(attempt.run_id.in_(run_ids))))
+
+    # ---------------------------------------------------------------------------------------------- steps
+
+    async def list_steps(
+        self, run_id: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[StepRecord]:
+        limit = _checked(limit)
+        after = _decode_cursor(cursor, (int, str))
+        found: list[StepRecord] = []
+        if after is None or after[0] >= 0:
+            numbered = select(*_STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_not(None))
+            if after is not None:
+                numbered = numbered.where(tuple_(step.seq, step.key) > tuple_(*after))
+            rows = await self._rows(numbered.order_by(step.seq, step.key).limit(limit + 1))
+            found = [records.step_record(row) for row in rows]
+        if len(found) <= limit:
+            last = after[1] if after is not None and after[0] < 0 else None
+            found.extend(await self._unnumbered_steps(run_id, after_key=last))
+        shown = found[:limit]
+        if len(found) == len(shown):
+            return _as_page(await self._with_costs(run_id, shown), None)
+        end = shown[-1]
+        # -1 stands for "behind all that have a seq".
+        return _as_page(
+            await self._with_costs(run_id, shown),
+            _encode_cursor((-1 if end.seq is None else end.seq, end.key)),
+        )
+
+    async def get_step(self, run_id: str, key: str) -> StepRecord | None:
+        rows = await self._rows(select(*_STEP_COLUMNS).where(step.run_id == run_id, step.key == key))
+        found = [records.step_record(row) for row in rows]
+        if not found:
+            found = [record for record in await self._unnumbered_steps(run_id) if record.key == key]
+        return (await self._with_costs(run_id, found))[0] if found else None
+
+    async def list_stream(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[StreamItem]:
+        limit = _checked(limit)
+        steps = await self._rows(
+            select(*_STEP_COLUMNS)
+            .where(step.run_id == run_id, step.seq > after)
+            .order_by(step.seq)
+            .limit(limit)
+        )
+        chunks = await self._rows(
+            select(*chunk).where(chunk.run_id == run_id, chunk.seq > after).order_by(chunk.seq).limit(limit)
+        )
+        items = [records.step_item(row) for row in steps] + [records.chunk_item(row) for row in chunks]
+        return sorted(items, key=lambda item: item.seq)[:limit]
+
+    async def _unnumbered_steps(self, run_id: str, *, after_key: str | None = None) -> list[StepRecord]:
+        """Steps without a seq, by key: delivered but not adopted yet, waiting, or between two attempts."""
+        delivered = await self._rows(select(*_STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_(None)))
+        waits = await self._rows(select(*wait).where(wait.run_id == run_id))
+        attempts = await self._rows(_open_attempts(attempt.run_id == run_id))
+        found = {record.key: record for record in map(records.attempted_step, attempts)}
+        found |= {row["key"]: records.waiting_step(row) for row in waits}
+        found |= {row["key"]: records.step_record(row) for row in delivered}
+        keys = sorted(
+            key for key in found if not key.startswith("@") and (after_key is None or key > after_key)
+        )
+        return [found[key] for key in keys]
+
+    async def _with_costs(self, run_id: str, steps: list[StepRecord]) -> list[StepRecord]:
+        if not steps:
+            return steps
+        rows = await self._rows(
+            select(model_call.key, model_call.cost).where(
+                model_call.run_id == run_id, model_call.key.in_([record.key for record in steps])
+            )
+        )
+        costs = records.costs_by_key(rows)
+        return [
+            record.model_copy(update={"cost": costs[record.key]}) if record.key in costs else record
+            for record in steps
+        ]
+
+    # ------------------------------------------------------------------------------ approvals and events
+
+    async def list_approvals(
+        self, *, status: str | None = None, run: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[ApprovalRequest]:
+        chosen = select(*approval)
+        if status is not None:
+            chosen = chosen.where(approval.status == status)
+        if run is not None:
+            chosen = chosen.where(approval.run_id == run)
+        rows, after = await self._page(
+            chosen, (approval.requested_at, approval.id), limit, cursor, newest_first=False
+        )
+        return _as_page([records.approval_request(row) for row in rows], after)
+
+    async def get_approval(self, approval_id: str) -> ApprovalRequest | None:
+        rows = await self._rows(select(*approval).where(approval.id == approval_id))
+        return records.approval_request(rows[0]) if rows else None
+
+    async def list_events(
+        self, *, name: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[EventRecord]:
+        chosen = select(*event_columns)
+        if name is not None:
+            chosen = chosen.where(event_columns.name == name)
+        key = (event_columns.received_at, event_columns.id)
+        rows, after = await self._page(chosen, key, limit, cursor, newest_first=True)
+        return _as_page([records.event_record(row) for row in rows], after)
+
+    async def get_event(self, event_id: str) -> EventRecord | None:
+        rows = await self._rows(select(*event_columns).where(event_columns.id == event_id))
+        return records.event_record(rows[0]) if rows else None
+
+    # -------------------------------------------------------------------------------- functions and usage
+
+    async def list_functions(self, *, app: str | None = None) -> list[FunctionInfo]:
+        names = ("app", "id", "version", "triggers", "config", "schemas", "paused_at")
+        chosen = select(*(function[name] for name in names)).order_by(function.app, function.id)
+        if app is not None:
+            chosen = chosen.where(function.app == app)
+        return [FunctionInfo(**row) for row in await self._rows(chosen)]
+
+    async def list_model_calls(
+        self,
+        *,
+        run: str | None = None,
+        tag: str | None = None,
+        agent: str | None = None,
+        since: Micros | None = None,
+    ) -> list[tuple[str, ModelCall]]:
+        chosen = select(model_call.run_id, *MODEL_CALL_COLUMNS)
+        if run is not None:
+            chosen = chosen.where(model_call.run_id.in_(_descendants(run)))
+        if tag is not None:
+            # JSON text of a list of texts: a tag stands in it between quotes, written as JSON writes it.
+            written = json.dumps(tag, ensure_ascii=False)
+            tagged = select(run_io.run_id).where(run_io.tags.contains(written, autoescape=True))
+            chosen = chosen.where(model_call.run_id.in_(tagged))
+        if agent is not None:
+            chosen = chosen.where(model_call.agent == agent)
+        if since is not None:
+            chosen = chosen.where(model_call.started_at >= since)
+        ordered = chosen.order_by(
+            model_call.started_at, model_call.run_id, model_call.key, model_call.attempt
+        )
+        calls = []
+        for row in await self._rows(ordered):
+            values = dict(row)
+            calls.append((values.pop("run_id"), ModelCall(**values)))
+        return calls
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    async def _rows(self, statement: Any) -> Rows:
+        if self._engine is None:
+            self._engine = self._make_engine()
+        async with self._engine.connect() as connection:
+            return (await connection.execute(statement)).mappings().all()
+
+    async def _page(
+        self,
+        chosen: Select[Any],
+        key: tuple[ColumnElement[Any], ColumnElement[Any]],
+        limit: int,
+        cursor: str | None,
+        *,
+        newest_first: bool,
+    ) -> tuple[Rows, str | None]:
+        """One page in the order of `key`, and the cursor for the next."""
+        limit = _checked(limit)
+        after = _decode_cursor(cursor, (int, str))
+        if after is not None:
+            here, there = tuple_(*key), tuple_(*after)
+            chosen = chosen.where(here < there if newest_first else here > there)
+        order = [column.desc() if newest_first else column.asc() for column in key]
+        rows = await self._rows(chosen.order_by(*order).limit(limit + 1))
+        if len(rows) <= limit:
+            return rows, None
+        last = rows[limit - 1]
+        return rows[:limit], _encode_cursor(tuple(last[column.key or ""] for column in key))
+
+
+def sqlite_engine(path: Path) -> AsyncEngine:
+    """Short readers on a file that the writer has set up."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=2, max_overflow=2)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        for pragma in ("busy_timeout=5000", "wal_autocheckpoint=0", "mmap_size=0", "query_only=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return engine
+
+
+def _runs() -> Select[Any]:
+    table: Table = run.id.table
+    return select(*_RUN_COLUMNS).select_from(table).join(run_io.run_id.table, run_io.run_id == run.id)
+
+
+def _open_attempts(which: ColumnElement[bool]) -> Select[Any]:
+    """The last failed attempt of each step that has no outcome yet, while its run has none."""
+    last = (
+        select(attempt.run_id, attempt.key, func.max(attempt.n).label("n"))
+        .where(which)
+        .group_by(attempt.run_id, attempt.key)
+        .subquery()
+    )
+    has_outcome = (
+        select(step.key)
+        .where(step.run_id == attempt.run_id, step.key == attempt.key)
+        .correlate(attempt.n.table)
+        .exists()
+    )
+    return (
+        select(*attempt)
+        .join(last, and_(last.c.run_id == attempt.run_id, last.c.key == attempt.key, last.c.n == attempt.n))
+        .join(run.id.table, run.id == attempt.run_id)
+        .where(~has_outcome, run.status < int(Status.COMPLETED))
+        .order_by(attempt.run_id, attempt.key)
+    )
+
+
+def _descendants(run_id: str) -> Select[Any]:
+    tree = select(run.id).where(run.id == run_id).cte("tree", recursive=True)
+    child = run.id.table.alias("child")
+    tree = tree.union_all(select(child.c.id).where(child.c.parent_id == tree.c.id))
+    return select(tree.c.id)
+
+
+def _as_page(items: list[Any], cursor: str | None) -> Page[Any]:
+    return Page(data=items, cursor=cursor, has_more=cursor is not None)
+
+
+def _checked(limit: int) -> int:
+    if not 1 <= limit <= _LARGEST_PAGE:
+        raise InvalidInput(f"limit={limit}: a page has 1 to {_LARGEST_PAGE} items")
+    return limit
+
+
+def _encode_cursor(key: tuple[Any, ...]) -> str:
+    text = json.dumps(key, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str | None, types: tuple[type, ...]) -> tuple[Any, ...] | None:
+    """The sort key a cursor stands for. Anything that this process could not have made is `InvalidInput`."""
+    if cursor is None:
+        return None
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        key = json.loads(base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True))
+    except (ValueError, RecursionError):
+        key = None
+    fits = isinstance(key, list) and [type(part) for part in key] == list(types)
+    if (
+        not fits
+        or any(isinstance(part, int) and abs(part) >= 2**63 for part in key)
+        or _encode_cursor(key) != cursor
+    ):
+        raise InvalidInput(f"the cursor {cursor[:80]!r} is not one that a page gave")
+    if any(isinstance(part, str) and "\0" in part for part in key):
+        raise InvalidInput(f"the cursor {cursor[:80]!r} is not one that a page gave")
+    return tuple(key)
+
+
+__all__ = ["SqlQueries", "sqlite_engine"]

@@ -1,0 +1,320 @@
+"""SQLite: one connection in the writer's thread, `BEGIN IMMEDIATE`, WAL.
+
+Every statement gives the GIL away and may have to wait for it, so the common operation, many steps to be committed, is
+carried out by a few statements for the whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agentflow.crashpoints import point
+from agentflow.store import statements as sql
+from agentflow.store.operations import apply, is_read, is_strict, workers_of
+from agentflow.store.protocol import CommitStep, Done, Fenced, Hint, HintKind, Status
+from agentflow.store.rows import StepRow, table_of
+from agentflow.store.sqlite_files import LockFolder
+from agentflow.store.transaction import Transaction, Work, fence
+from agentflow.store.writer import Fault
+
+BUSY_SECONDS = 5.0
+SETUP_SECONDS = 15.0
+POLL_BUSY_SECONDS = 0.05
+POLL_IDLE_SECONDS = 0.2
+IDLE_AFTER_SECONDS = 5.0
+CHECKPOINT_BYTES = 8 * 1024 * 1024
+CHECKPOINT_PAUSE_SECONDS = 1.0
+
+_OUTAGES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+}
+_LARGEST_CHUNK = 256
+_STEP_NAMES = tuple(column.key for column in table_of(StepRow).columns)
+_INSERT_STEPS = f"INSERT INTO agentflow_step ({', '.join(_STEP_NAMES)}) VALUES "
+_ONE_STEP = f"({', '.join('?' * len(_STEP_NAMES))})"
+# One row, and so one turn of the GIL, however many runs.
+_READ_STATES = """
+    SELECT json_group_object(id, json_array(owner, epoch, status, mail, cancel_at IS NOT NULL, crash_count))
+    FROM agentflow_run WHERE id IN (SELECT value FROM json_each(?))
+"""
+
+
+class Lease(NamedTuple):
+    """A worker of this process."""
+
+    epoch: int
+    micros: int
+
+
+class SqliteBackend:
+    """The writer's connection."""
+
+    def __init__(self, path: Path, *, strict: bool, leases: dict[str, Lease], locks: LockFolder) -> None:
+        self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
+        self._strict = strict
+        self._leases = leases
+        self._locks = locks
+        self._connection: sqlite3.Connection
+        self._is_full_sync = True
+        self._data_version = 0
+        self._active_at = 0.0
+        self._checkpoint_at = 0.0
+
+    def connect(self) -> None:
+        self._connection = connect(self._path)
+        self._data_version = self._read_data_version()
+
+    def disconnect(self) -> None:
+        self._connection.close()
+
+    def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
+        point("before_commit")
+        connection = self._connection
+        self._active_at = time.monotonic()
+        self._sync_fully(any(is_strict(operation, by_default=self._strict) for operation in operations))
+        connection.execute("BEGIN" if all(map(is_read, operations)) else "BEGIN IMMEDIATE")
+        try:
+            tx = Transaction(self._alive(workers_of(operations)))
+            outcomes = self._carry_out(tx, operations)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        point("after_commit")
+        return outcomes, tx.hints
+
+    def diagnose(self, error: Exception) -> Fault:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in _OUTAGES:
+            return Fault.OUTAGE
+        return Fault.POISON
+
+    def recover(self) -> None:
+        """SQLite's connection outlives a full or locked disk."""
+
+    def poll(self) -> tuple[float, list[Hint]]:
+        """See whether another connection wrote, and keep the WAL short."""
+        now = time.monotonic()
+        hints: list[Hint] = []
+        version = self._read_data_version()
+        if version != self._data_version:
+            self._data_version = version
+            self._active_at = now
+            hints.append(Hint(HintKind.ANY))
+        if now >= self._checkpoint_at:
+            self._checkpoint_at = now + CHECKPOINT_PAUSE_SECONDS
+            self._checkpoint()
+        return (POLL_BUSY_SECONDS if now - self._active_at < IDLE_AFTER_SECONDS else POLL_IDLE_SECONDS), hints
+
+    # ------------------------------------------------------------------------------------------- a batch
+
+    def _carry_out(self, tx: Transaction, operations: Sequence[Any]) -> list[Any]:
+        if len(operations) == 1:
+            return [self._drive(apply(tx, operations[0]))]
+        outcomes: list[Any] = [None] * len(operations)
+        together = _steps_to_commit_first(operations)
+        if len(together) > 1:
+            steps = [operations[index] for index in together]
+            for index, outcome in zip(together, self._commit_steps(tx, steps), strict=True):
+                outcomes[index] = outcome
+        else:
+            together = []
+        done = set(together)
+        for index, operation in enumerate(operations):
+            if index not in done:
+                outcomes[index] = self._drive(apply(tx, operation))
+        return outcomes
+
+    def _drive(self, work: Work[Any]) -> Any:
+        execute = self._connection.execute
+        try:
+            statement, params = next(work)
+            while True:
+                if statement.only_postgres:
+                    rows = []
+                else:
+                    text, arguments = statement.sqlite
+                    rows = execute(text, arguments(params)).fetchall()
+                statement, params = work.send(rows)
+        except StopIteration as stop:
+            return stop.value
+
+    def _commit_steps(self, tx: Transaction, operations: list[CommitStep]) -> list[Any]:
+        """Commit many steps: one statement reads the fences, a few insert the rows."""
+        run_ids = json.dumps(list({operation.run.run_id for operation in operations}))
+        [(states_text,)] = self._connection.execute(_READ_STATES, (run_ids,)).fetchall()
+        states = json.loads(states_text)
+        outcomes: list[Any] = [None] * len(operations)
+        passed: list[int] = []
+        crashed: set[str] = set()
+        for index, (key, _, _) in enumerate(operations):
+            state = states.get(key.run_id)
+            if (
+                state is None
+                or key.worker_id not in tx.alive
+                or state[0] != key.worker_id
+                or state[1] != key.epoch
+                or state[2] != Status.RUNNING
+            ):
+                outcomes[index] = self._drive(_explain(tx, operations[index]))
+                continue
+            passed.append(index)
+            outcomes[index] = Done(state[3], bool(state[4]))
+            if state[5] > 0:
+                crashed.add(key.run_id)
+        while passed:
+            size = min(_LARGEST_CHUNK, 1 << (len(passed).bit_length() - 1))
+            chunk, passed = passed[:size], passed[size:]
+            values: list[Any] = []
+            for index in chunk:
+                values.append(operations[index].run.run_id)
+                values.extend(operations[index].step)
+            try:
+                self._connection.execute(_INSERT_STEPS + ",".join([_ONE_STEP] * size), values)
+            except sqlite3.IntegrityError:
+                # Some step is there already; the statement undid itself. One by one, to say which.
+                for index in chunk:
+                    outcomes[index] = self._drive(apply(tx, operations[index]))
+        for run_id in crashed:
+            self._drive(_reset_crashes(run_id))
+        return outcomes
+
+    def _alive(self, worker_ids: list[str]) -> frozenset[str]:
+        """Those of the workers whose lease holds; their leases are renewed on the way."""
+        if not worker_ids:
+            return frozenset()
+        text, arguments = sql.READ_LEASES.sqlite
+        alive = set()
+        instant = monotonic_micros()
+        for worker_id, epoch, lease_until in self._connection.execute(
+            text, arguments({"ids": worker_ids})
+        ).fetchall():
+            lease = self._leases.get(worker_id)
+            if lease is None or lease.epoch != epoch or lease_until <= instant:
+                continue
+            alive.add(worker_id)
+            if lease_until - instant < lease.micros * 0.8:
+                renew, renew_arguments = sql.RENEW_LEASE.sqlite
+                params = {
+                    "until": instant + lease.micros,
+                    "worker": worker_id,
+                    "at_epoch": epoch,
+                    "instant": instant,
+                }
+                self._connection.execute(renew, renew_arguments(params)).fetchall()
+        return frozenset(alive)
+
+    # ------------------------------------------------------------------------------------------ the file
+
+    def _sync_fully(self, is_full: bool) -> None:
+        """FULL waits for the disk at each commit, NORMAL does not; either way a killed process loses nothing."""
+        if is_full != self._is_full_sync:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if is_full else 'NORMAL'}")
+            self._is_full_sync = is_full
+
+    def _read_data_version(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def _checkpoint(self) -> None:
+        """Bring the WAL into the file once it has grown.
+
+        Never automatically: below SQLite 3.51.3, several connections that checkpoint at once can corrupt the file.
+        """
+        try:
+            if os.stat(self._wal).st_size < CHECKPOINT_BYTES:
+                return
+        except FileNotFoundError:
+            return
+        with self._locks.only_one("checkpoint") as alone:
+            if not alone:
+                return
+            self._sync_fully(True)
+            self._connection.execute("PRAGMA busy_timeout=50")
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.OperationalError:
+                pass  # a reader or the disk: tried again in a second
+            finally:
+                self._connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+
+
+def connect(path: Path, *, sync: str = "FULL") -> sqlite3.Connection:
+    """A connection as agentflow needs it: in autocommit, the file in WAL mode, never checkpointing by itself."""
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256
+    )
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute(f"PRAGMA synchronous={sync}")
+        connection.execute("PRAGMA mmap_size=0")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        _set_wal(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def monotonic_micros() -> int:
+    """The clock of leases: the same in every process of this machine, and nobody sets it."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+
+def _set_wal(connection: sqlite3.Connection) -> None:
+    give_up_at = time.monotonic() + SETUP_SECONDS
+    while True:
+        # Going over to WAL wants the file alone, and does not wait for it by itself.
+        try:
+            [(mode,)] = connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            if mode == "wal":
+                return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+        if time.monotonic() > give_up_at:
+            raise sqlite3.OperationalError("the file stays locked by another process")
+        time.sleep(0.01)
+
+
+def _steps_to_commit_first(operations: Sequence[Any]) -> list[int]:
+    """The steps that may be committed together before all else: nothing before them concerns their run."""
+    together: list[int] = []
+    touched: set[str] = set()
+    for index, operation in enumerate(operations):
+        if type(operation) is CommitStep:
+            if operation.model_call is None and operation.run.run_id not in touched:
+                together.append(index)
+                continue
+        run = getattr(operation, "run", None)
+        run_id = (
+            getattr(run, "run_id", None) or getattr(run, "id", None) or getattr(operation, "run_id", None)
+        )
+        if run_id is not None:
+            touched.add(run_id)
+    return together
+
+
+def _explain(tx: Transaction, operation: CommitStep) -> Work[Any]:
+    state = yield from fence(tx, operation.run)
+    return state if isinstance(state, Fenced) else (yield from apply(tx, operation))
+
+
+def _reset_crashes(run_id: str) -> Work[None]:
+    yield sql.RESET_CRASHES, {"run": run_id}
+
+
+__all__ = ["Lease", "SqliteBackend", "connect", "monotonic_micros"]

@@ -1,0 +1,633 @@
+"""Every statement that an operation is made of.
+
+Locks follow one order, so that two transactions seldom meet head-on: names (advisory), then run rows, then the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy import literal_column as raw
+
+from agentflow.clock import NEVER
+from agentflow.store.rows import (
+    CLAIMABLE,
+    ApprovalRow,
+    EventRow,
+    EventRunRow,
+    FunctionRow,
+    IdempotencyRow,
+    ModelCallRow,
+    RunIoRow,
+    RunRow,
+    SignalRow,
+    StepAttemptRow,
+    StepRow,
+    StreamChunkRow,
+    WaitRow,
+    WorkerRow,
+    table_of,
+)
+from agentflow.store.statement import Flavour, Statement, big, small, text
+
+run = table_of(RunRow).c
+run_io = table_of(RunIoRow).c
+step = table_of(StepRow).c
+attempt = table_of(StepAttemptRow).c
+wait = table_of(WaitRow).c
+event = table_of(EventRow).c
+event_run = table_of(EventRunRow).c
+signal = table_of(SignalRow).c
+approval = table_of(ApprovalRow).c
+model_call = table_of(ModelCallRow).c
+chunk = table_of(StreamChunkRow).c
+worker = table_of(WorkerRow).c
+function = table_of(FunctionRow).c
+idempotency = table_of(IdempotencyRow).c
+
+_RUN, _RUN_IO, _STEP, _WAIT = (table_of(row) for row in (RunRow, RunIoRow, StepRow, WaitRow))
+
+STEP_COLUMNS = (
+    step.key,
+    step.seq,
+    step.kind,
+    step.name,
+    step.ok,
+    step.output,
+    step.error,
+    step.attempt,
+    step.started_at,
+    step.ended_at,
+)
+WAIT_COLUMNS = (
+    wait.key,
+    wait.kind,
+    wait.name,
+    wait.topic,
+    wait.correlation,
+    wait.deadline,
+    wait.since,
+    wait.timeout_ok,
+    wait.timeout_output,
+    wait.timeout_error,
+)
+_RUN_STATE = (
+    run.owner,
+    run.epoch,
+    run.status,
+    run.mail,
+    run.cancel_at,
+    run.crash_count,
+    run.parent_id,
+    run.parent_key,
+)
+
+# ------------------------------------------------------------------------------------------------ names and locks
+
+LOCK_NAME = Statement(
+    lambda _: select(func.pg_advisory_xact_lock(func.hashtextextended(text("name"), 0))), only_postgres=True
+)
+SHARE_NAME = Statement(
+    lambda _: select(func.pg_advisory_xact_lock_shared(func.hashtextextended(text("name"), 0))),
+    only_postgres=True,
+)
+LOCK_RUN = Statement(
+    lambda _: select(run.id).where(run.id == text("id")).with_for_update(key_share=True), only_postgres=True
+)
+LOCK_RUNS = Statement(
+    lambda d: (
+        select(run.id)
+        .where(or_(d.among(run.id, "ids"), run.id.in_(_parents_of(d, "ended"))))
+        .order_by(run.id)
+        .with_for_update(key_share=True)
+    ),
+    only_postgres=True,
+)
+
+
+def _parents_of(d: Flavour, name: str) -> Any:
+    child = table_of(RunRow).alias("child")
+    return select(child.c.parent_id).where(d.among(child.c.id, name))
+
+
+# --------------------------------------------------------------------------------------------------------- runs
+
+INSERT_RUN = Statement(
+    lambda d: d.insert(_RUN).on_conflict_do_nothing(index_elements=[run.id]).returning(run.id)
+)
+INSERT_RUN_IO = Statement(lambda d: d.insert(_RUN_IO).on_conflict_do_nothing())
+INSERT_EVENT_RUN = Statement(lambda d: d.insert(table_of(EventRunRow)).on_conflict_do_nothing())
+
+READ_RUN = Statement(lambda _: select(*_RUN_STATE).where(run.id == text("id")))
+READ_RUN_LOCKED = Statement(
+    lambda _: select(*_RUN_STATE).where(run.id == text("id")).with_for_update(key_share=True)
+)
+READ_RESULT = Statement(
+    lambda _: (
+        select(run.status, run.function, run.reason, run_io.output, run_io.error, run_io.parent_error)
+        .join_from(_RUN, _RUN_IO, run_io.run_id == run.id)
+        .where(run.id == text("id"))
+    )
+)
+SUSPEND_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(status=small("to"), ready_at=big("ready"), reason=text("why"), owner=null())
+        .where(
+            run.id == text("run"),
+            run.epoch == big("at_epoch"),
+            run.owner == text("by"),
+            run.status == raw("1", Integer),
+            run.mail == big("seen"),
+            run.cancel_at.is_(None),
+            ~exists().where(step.run_id == text("run"), step.seq.is_(None)),
+        )
+        .returning(run.mail)
+    )
+)
+RELEASE_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(status=raw("0", Integer), ready_at=big("now"), owner=null())
+        .where(
+            run.id == text("run"),
+            run.epoch == big("at_epoch"),
+            run.owner == text("by"),
+            run.status == raw("1", Integer),
+        )
+        .returning(run.id)
+    )
+)
+END_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(
+            status=small("to"),
+            ready_at=NEVER,
+            owner=null(),
+            blocked_on=null(),
+            reason=text("why"),
+            ended_at=big("now"),
+        )
+        .where(run.id == text("run"), run.status < raw("4", Integer))
+        .returning(run.id)
+    )
+)
+SET_RESULT = Statement(
+    lambda _: (
+        update(_RUN_IO)
+        .values(output=text("result"), error=text("failure"), parent_error=text("for_parent"))
+        .where(run_io.run_id == text("run"))
+    )
+)
+ASK_TO_CANCEL = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(
+            cancel_at=func.coalesce(run.cancel_at, big("now")), reason=func.coalesce(text("why"), run.reason)
+        )
+        .where(run.id == text("run"))
+    )
+)
+WAKE_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(
+            mail=run.mail + 1,
+            status=case(
+                (run.status.in_((raw("2", Integer), raw("3", Integer))), raw("0", Integer)), else_=run.status
+            ),
+            ready_at=case(
+                (
+                    and_(run.status.in_((raw("2", Integer), raw("3", Integer))), run.ready_at > big("now")),
+                    big("now"),
+                ),
+                else_=run.ready_at,
+            ),
+        )
+        .where(run.id == text("run"), run.status < raw("4", Integer))
+        .returning(run.status)
+    )
+)
+READ_CHILDREN = Statement(
+    lambda _: (
+        select(run.id, run.status)
+        .where(run.parent_id == text("id"), run.parent_key.is_not(None), run.status < raw("4", Integer))
+        .order_by(run.id)
+    )
+)
+RESET_CRASHES = Statement(
+    lambda _: update(_RUN).values(crash_count=raw("0", Integer)).where(run.id == text("run"))
+)
+
+INSERT_KEY = Statement(
+    lambda d: d.insert(table_of(IdempotencyRow)).on_conflict_do_nothing().returning(idempotency.key)
+)
+READ_KEY = Statement(
+    lambda _: (
+        select(idempotency.run_id, idempotency.digest, idempotency.until)
+        .where(
+            idempotency.app == text("app"),
+            idempotency.function == text("function"),
+            idempotency.key == text("key"),
+        )
+        .with_for_update()
+    )
+)
+RENEW_KEY = Statement(
+    lambda _: (
+        update(table_of(IdempotencyRow))
+        .values(run_id=text("new_run"), digest=text("new_digest"), until=big("new_until"))
+        .where(
+            idempotency.app == text("of_app"),
+            idempotency.function == text("of_function"),
+            idempotency.key == text("of_key"),
+        )
+    )
+)
+
+# -------------------------------------------------------------------------------------------------------- steps
+
+INSERT_STEP = Statement(lambda d: d.insert(_STEP).on_conflict_do_nothing().returning(step.key))
+READ_STEP = Statement(
+    lambda _: select(*STEP_COLUMNS).where(step.run_id == text("run"), step.key == text("key"))
+)
+NUMBER_STEP = Statement(
+    lambda _: (
+        update(_STEP)
+        .values(seq=big("number"))
+        .where(step.run_id == text("run"), step.key == text("step"), step.seq.is_(None))
+    )
+)
+READ_UNREAD = Statement(
+    lambda _: (
+        select(*STEP_COLUMNS)
+        .where(step.run_id == text("run"), step.seq.is_(None))
+        .order_by(step.ended_at, step.key)
+    )
+)
+INSERT_ATTEMPT = Statement(lambda d: d.insert(table_of(StepAttemptRow)).on_conflict_do_nothing())
+INSERT_CHUNK = Statement(lambda d: d.insert(table_of(StreamChunkRow)).on_conflict_do_nothing())
+
+
+def _upsert_model_call(d: Flavour) -> Any:
+    made = d.insert(table_of(ModelCallRow))
+    keys = ("run_id", "key", "attempt")
+    return made.on_conflict_do_update(
+        index_elements=keys, set_={c.key: c for c in made.excluded if c.key not in keys}
+    )
+
+
+UPSERT_MODEL_CALL = Statement(_upsert_model_call)
+
+# -------------------------------------------------------------------------------------------------------- waits
+
+INSERT_WAIT = Statement(
+    lambda d: (
+        d.insert(_WAIT).on_conflict_do_nothing(index_elements=[wait.run_id, wait.key]).returning(wait.key)
+    )
+)
+READ_WAIT = Statement(
+    lambda _: select(*WAIT_COLUMNS).where(wait.run_id == text("run"), wait.key == text("key"))
+)
+TAKE_WAIT = Statement(
+    lambda _: (
+        delete(_WAIT).where(wait.run_id == text("run"), wait.key == text("step")).returning(*WAIT_COLUMNS)
+    )
+)
+TAKE_DUE_WAITS = Statement(
+    lambda _: (
+        delete(_WAIT).where(wait.run_id == text("run"), wait.deadline <= big("now")).returning(*WAIT_COLUMNS)
+    )
+)
+DELETE_WAITS = Statement(lambda _: delete(_WAIT).where(wait.run_id == text("run")).returning(wait.kind))
+FIND_SIGNAL_WAIT = Statement(
+    lambda _: select(wait.run_id, wait.key).where(wait.topic == text("name"), wait.kind == raw("'signal'"))
+)
+FIND_EVENT_WAITS = Statement(
+    lambda d: (
+        select(wait.run_id, wait.key, wait.correlation)
+        .where(
+            wait.topic == text("name"),
+            wait.kind == raw("'event'"),
+            or_(wait.correlation.is_(None), d.among(wait.correlation, "correlations")),
+        )
+        .order_by(wait.run_id, wait.key)
+    )
+)
+FIND_ALL_EVENT_WAITS = Statement(
+    lambda _: (
+        select(wait.run_id, wait.key, wait.correlation)
+        .where(wait.topic == text("name"), wait.kind == raw("'event'"))
+        .order_by(wait.run_id, wait.key)
+    )
+)
+
+# ------------------------------------------------------------------------------------------- events and signals
+
+RELEASE_DEDUP = Statement(
+    lambda _: (
+        update(table_of(EventRow))
+        .values(dedup_key=null())
+        .where(event.dedup_key == text("dedup"), event.received_at <= big("horizon"))
+    )
+)
+INSERT_EVENT = Statement(lambda d: d.insert(table_of(EventRow)).on_conflict_do_nothing().returning(event.id))
+FIND_DUPLICATE = Statement(lambda _: select(event.id).where(event.dedup_key == text("dedup")))
+READ_EVENT_RUNS = Statement(
+    lambda _: select(event_run.run_id).where(event_run.event_id == text("id")).order_by(event_run.run_id)
+)
+FIND_RECENT_EVENTS = Statement(
+    lambda _: (
+        select(event.id, event.name, event.data, event.ts)
+        .where(
+            event.name == text("name"),
+            event.received_at >= big("since"),
+            ~exists().where(event_run.event_id == event.id, event_run.run_id == text("run")),
+        )
+        .order_by(event.received_at, event.id)
+    )
+)
+EXPIRE_BUFFERED = Statement(
+    lambda _: (
+        update(table_of(SignalRow))
+        .values(state=raw("2", Integer))
+        .where(signal.name == text("of_name"), signal.state == raw("0", Integer), signal.until <= big("now"))
+    )
+)
+TAKE_BUFFERED = Statement(
+    lambda _: (
+        update(table_of(SignalRow))
+        .values(state=raw("1", Integer), run_id=text("to_run"))
+        .where(signal.name == text("of_name"), signal.state == raw("0", Integer))
+        .returning(signal.data)
+    )
+)
+READ_SIGNAL = Statement(
+    lambda _: select(signal.state, signal.run_id, signal.until).where(signal.id == text("id"))
+)
+INSERT_SIGNAL = Statement(
+    lambda d: d.insert(table_of(SignalRow)).on_conflict_do_nothing().returning(signal.id)
+)
+
+# ---------------------------------------------------------------------------------------------------- approvals
+
+APPROVAL_COLUMNS = tuple(approval)
+INSERT_APPROVAL = Statement(lambda d: d.insert(table_of(ApprovalRow)).on_conflict_do_nothing())
+READ_APPROVAL_RUN = Statement(lambda _: select(approval.run_id).where(approval.id == text("id")))
+READ_APPROVAL = Statement(
+    lambda _: select(*APPROVAL_COLUMNS).where(approval.id == text("id")).with_for_update()
+)
+CLOSE_APPROVAL = Statement(
+    lambda _: (
+        update(table_of(ApprovalRow))
+        .values(status=text("to"), decided_at=big("now"))
+        .where(approval.id == text("approval"), approval.status == raw("'pending'"))
+    )
+)
+CLOSE_APPROVALS = Statement(
+    lambda _: (
+        update(table_of(ApprovalRow))
+        .values(status=text("to"), decided_at=big("now"))
+        .where(approval.run_id == text("run"), approval.status == raw("'pending'"))
+    )
+)
+SAVE_DECISION = Statement(
+    lambda _: (
+        update(table_of(ApprovalRow))
+        .values(
+            status=text("to"),
+            decisions=text("all"),
+            edited_args=text("edited"),
+            args_digest=text("new_digest"),
+            decided_at=big("at"),
+        )
+        .where(approval.id == text("approval"))
+    )
+)
+
+# ---------------------------------------------------------------------------------------------------- functions
+
+
+def _upsert_function(d: Flavour) -> Any:
+    made = d.insert(table_of(FunctionRow))
+    changed = ("version", "triggers", "config", "schemas", "registered_at")
+    return made.on_conflict_do_update(
+        index_elements=("app", "id"), set_={name: made.excluded[name] for name in changed}
+    )
+
+
+UPSERT_FUNCTION = Statement(_upsert_function)
+
+
+# ---------------------------------------------------------------------------------------- claims and workers
+
+
+def _claimable(d: Flavour) -> ColumnElement[bool]:
+    paused = select(function.id).where(function.app == text("app"), function.paused_at.is_not(None))
+    return and_(
+        run.app == text("app"), CLAIMABLE, d.among(run.function, "functions"), run.function.not_in(paused)
+    )
+
+
+def _claim(d: Flavour) -> Any:
+    ready = (
+        select(run.id)
+        .where(_claimable(d), run.ready_at <= big("now"))
+        .order_by(run.ready_at, run.id)
+        .limit(big("limit"))
+        .with_for_update(skip_locked=True)
+        .cte("ready")
+    )
+    return (
+        update(_RUN)
+        .values(
+            status=raw("1", Integer),
+            owner=text("by"),
+            epoch=run.epoch + 1,
+            started_at=func.coalesce(run.started_at, big("now")),
+        )
+        .where(run.id == ready.c.id)
+        .returning(
+            run.id,
+            run.epoch,
+            run.app,
+            run.function,
+            run.created_at,
+            run.started_at,
+            run.parent_id,
+            run.parent_key,
+            run.root_id,
+            run.depth,
+            run.mail,
+            run.crash_count,
+            run.cancel_at,
+            run.reason,
+            run.ready_at,
+        )
+    )
+
+
+CLAIM_RUNS = Statement(_claim)
+READ_INPUTS = Statement(
+    lambda d: select(run_io.run_id, run_io.input, run_io.trigger, run_io.tags).where(
+        d.among(run_io.run_id, "ids")
+    )
+)
+TAKE_DUE_WAITS_OF = Statement(
+    lambda d: (
+        delete(_WAIT)
+        .where(d.among(wait.run_id, "ids"), wait.deadline <= big("now"))
+        .returning(wait.run_id, *WAIT_COLUMNS)
+    )
+)
+READ_WAITS_OF = Statement(
+    lambda d: (
+        select(wait.run_id, *WAIT_COLUMNS).where(d.among(wait.run_id, "ids")).order_by(wait.run_id, wait.key)
+    )
+)
+READ_STEPS_OF = Statement(lambda d: select(step.run_id, *STEP_COLUMNS).where(d.among(step.run_id, "ids")))
+READ_ATTEMPTS_OF = Statement(
+    lambda d: (
+        select(attempt.run_id, attempt.key, attempt.n, attempt.error, attempt.next_at, attempt.started_at)
+        .where(
+            d.among(attempt.run_id, "ids"),
+            ~exists().where(step.run_id == attempt.run_id, step.key == attempt.key),
+        )
+        .order_by(attempt.run_id, attempt.key, attempt.n)
+    )
+)
+MODEL_CALL_COLUMNS = (
+    model_call.key,
+    model_call.attempt,
+    model_call.provider,
+    model_call.model,
+    model_call.state,
+    model_call.billed,
+    model_call.started_at,
+    model_call.digest,
+    model_call.agent,
+    model_call.provider_id,
+    model_call.ended_at,
+    model_call.input_tokens,
+    model_call.cached_tokens,
+    model_call.cache_write_tokens,
+    model_call.output_tokens,
+    model_call.reasoning_tokens,
+    model_call.cost,
+    model_call.price_version,
+)
+READ_OPEN_CALLS_OF = Statement(
+    lambda d: (
+        select(model_call.run_id, *MODEL_CALL_COLUMNS)
+        .where(d.among(model_call.run_id, "ids"), model_call.ended_at.is_(None))
+        .order_by(model_call.run_id, model_call.started_at, model_call.key, model_call.attempt)
+    )
+)
+READ_LAST_CHUNKS_OF = Statement(
+    lambda d: (
+        select(chunk.run_id, func.max(chunk.seq)).where(d.among(chunk.run_id, "ids")).group_by(chunk.run_id)
+    )
+)
+NEXT_READY = Statement(
+    lambda d: (
+        select(run.ready_at)
+        .where(_claimable(d), run.ready_at < raw(str(NEVER), BigInteger))
+        .order_by(run.ready_at)
+        .limit(1)
+    )
+)
+LIST_MAIL = Statement(
+    lambda _: (
+        select(run.id, run.mail, run.cancel_at)
+        .where(
+            run.owner == text("by"),
+            run.status == raw("1", Integer),
+            or_(run.mail > raw("0", Integer), run.cancel_at.is_not(None)),
+        )
+        .order_by(run.id)
+    )
+)
+INSERT_WORKER = Statement(
+    lambda d: d.insert(table_of(WorkerRow)).on_conflict_do_nothing().returning(worker.id)
+)
+READ_LEASES = Statement(
+    lambda d: (
+        select(worker.id, worker.epoch, worker.lease_until)
+        .where(d.among(worker.id, "ids"), worker.reaped_at.is_(None))
+        .order_by(worker.id)
+        .with_for_update(read=True, key_share=True)
+    )
+)
+RENEW_LEASE = Statement(
+    lambda _: (
+        update(table_of(WorkerRow))
+        .values(lease_until=big("until"))
+        .where(
+            worker.id == text("worker"),
+            worker.epoch == big("at_epoch"),
+            worker.reaped_at.is_(None),
+            worker.lease_until > big("instant"),
+        )
+        .returning(worker.id)
+    )
+)
+READ_WORKERS = Statement(lambda _: select(worker.id, worker.lease_until).where(worker.reaped_at.is_(None)))
+REAP_WORKER = Statement(
+    lambda _: (
+        update(table_of(WorkerRow))
+        .values(epoch=worker.epoch + 1, reaped_at=big("now"))
+        .where(worker.id == text("worker"), worker.reaped_at.is_(None))
+    )
+)
+FIND_OWNERLESS = Statement(
+    lambda _: (
+        select(run.id, run.owner, run.epoch)
+        .where(
+            run.status == raw("1", Integer),
+            ~exists().where(worker.id == run.owner, worker.reaped_at.is_(None)),
+        )
+        .order_by(run.id)
+    )
+)
+FIND_OWNED = Statement(
+    lambda _: (
+        select(run.id, run.owner, run.epoch)
+        .where(run.owner == text("by"), run.status == raw("1", Integer))
+        .order_by(run.id)
+    )
+)
+# The owner and epoch are compared again under the row's lock: meanwhile somebody else may have claimed the run.
+TAKE_FROM_OWNER = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(
+            status=raw("0", Integer),
+            ready_at=big("now"),
+            owner=null(),
+            crash_count=run.crash_count + small("crashes"),
+        )
+        .where(
+            run.id == text("run"),
+            run.owner == text("by"),
+            run.epoch == big("at_epoch"),
+            run.status == raw("1", Integer),
+        )
+        .returning(run.id)
+    )
+)
+FORGET_WORKERS = Statement(lambda _: delete(table_of(WorkerRow)).where(worker.reaped_at < big("before")))

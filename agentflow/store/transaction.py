@@ -1,0 +1,75 @@
+"""What every operation's logic shares: the transaction it runs in, and the fence.
+
+The logic is written once for both databases, sans-IO: a generator that yields a statement with its parameters and is
+sent the rows. The SQLite and the PostgreSQL driver run the same generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, NamedTuple, TypeVar
+
+from agentflow.store import statements as sql
+from agentflow.store.protocol import Fenced, Hint, HintKind, RunKey, Status, StoredStep
+from agentflow.store.statement import Params, Statement
+
+T = TypeVar("T")
+
+Rows = list[Any]
+Work = Generator[tuple[Statement, Params], Rows, T]
+
+
+class Transaction:
+    """One transaction: which of our workers still hold their lease in it, and what to tell after it."""
+
+    __slots__ = ("alive", "hints")
+
+    def __init__(self, alive: frozenset[str]) -> None:
+        self.alive = alive
+        self.hints: list[Hint] = []
+
+    def tell(self, kind: HintKind, run_id: str | None = None) -> None:
+        self.hints.append(Hint(kind, run_id))
+
+
+class RunState(NamedTuple):
+    """What the fence reads of a run."""
+
+    owner: str | None
+    epoch: int
+    status: int
+    mail: int
+    cancel_at: int | None
+    crash_count: int
+    parent_id: str | None
+    parent_key: str | None
+
+    @property
+    def cancel(self) -> bool:
+        return self.cancel_at is not None
+
+
+def fence(tx: Transaction, key: RunKey) -> Work[RunState | Fenced]:
+    """The run as its owner may write it. Its row needs no lock: the worker's is held, and nobody steals from it."""
+    if key.worker_id not in tx.alive:
+        return Fenced(f"the lease of worker {key.worker_id} is over")
+    rows = yield sql.READ_RUN, {"id": key.run_id}
+    if not rows:
+        return Fenced(f"there is no run {key.run_id}")
+    state = RunState(*rows[0])
+    if state.owner == key.worker_id and state.epoch == key.epoch and state.status == Status.RUNNING:
+        return state
+    return Fenced(
+        f"run {key.run_id} is {Status(state.status).name.lower()} at epoch {state.epoch}, owned by {state.owner}: "
+        f"worker {key.worker_id} had it at epoch {key.epoch}"
+    )
+
+
+def stored_step(row: Any) -> StoredStep:
+    """A step from a row of `STEP_COLUMNS`."""
+    key, seq, kind, name, ok, *rest = row
+    return StoredStep(key, seq, kind, name, bool(ok), *rest)
+
+
+def step_params(run_id: str, step: StoredStep) -> Params:
+    return {"run_id": run_id, **step._asdict()}
