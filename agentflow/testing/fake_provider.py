@@ -302,7 +302,7 @@ class _Server:
         self._thread = threading.Thread(target=self._run, name="fake-provider", daemon=True)
         self._ready = threading.Event()
         self._closing = asyncio.Event()
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._conversations: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -323,13 +323,14 @@ class _Server:
         self._ready.set()
         await self._closing.wait()
         server.close()
-        for writer in list(self._connections):
+        # Each conversation ends by itself when its line is cut.
+        for writer in self._conversations.values():
             writer.close()
-        while self._connections:  # each conversation ends by itself, now that its line is cut
-            await asyncio.sleep(0.001)
+        while tasks := [task for task in self._conversations if task is not None]:
+            await asyncio.wait(tasks)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        self._conversations[asyncio.current_task()] = writer
         try:
             while (request := await _read_request(reader)) is not None:
                 out = await self._provider.respond(request)
@@ -339,7 +340,7 @@ class _Server:
             pass  # the client is gone: what it was sent is its own affair
         finally:
             writer.close()
-            self._connections.discard(writer)
+            del self._conversations[asyncio.current_task()]
 
     async def _send(self, out: _Out, writer: asyncio.StreamWriter) -> bool:
         """False when the connection is broken off, as the script wants it."""

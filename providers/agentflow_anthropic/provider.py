@@ -28,7 +28,8 @@ from agentflow_anthropic.events import MessageAssembly
 from agentflow_anthropic.mapping import PROVIDER, request_body, response_of, supports_json_schema
 
 if TYPE_CHECKING:
-    from anthropic import AsyncAnthropic
+    from anthropic import AsyncAnthropic, AsyncStream
+    from anthropic.types import RawMessageStreamEvent
 
 READ_TIMEOUT_SECONDS = 600.0
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -88,8 +89,7 @@ class Anthropic:
             )
         body = request_body(request, model=self.model)
         assembly = MessageAssembly()
-        required = {key: body.pop(key) for key in ("model", "max_tokens", "messages")}
-        events = await self._client().messages.create(**required, stream=True, extra_body=body)
+        events = await self._post({**body, "stream": True})
         async with events:
             if "application/json" in events.response.headers.get("content-type", ""):
                 # A gateway that knows no streams: the message comes whole.
@@ -130,6 +130,19 @@ class Anthropic:
             model=self.model,
             code=kind,
             headers=error.response.headers,
+        )
+
+    async def _post(self, body: Item) -> AsyncStream[RawMessageStreamEvent]:
+        from anthropic import AsyncStream
+        from anthropic.types import Message, RawMessageStreamEvent
+
+        # Not messages.create: it warns, on every call, of models that will be retired one day.
+        return await self._client().post(
+            "/v1/messages",
+            body=body,
+            cast_to=Message,
+            stream=True,
+            stream_cls=AsyncStream[RawMessageStreamEvent],
         )
 
     def _answer(self, message: Item) -> RawAnswer:
