@@ -82,6 +82,11 @@ class App:
     def settings(self) -> Settings:
         return self._settings
 
+    @property
+    def registered(self) -> list[Function[Any, Any]]:
+        """The functions and agents of this process."""
+        return list(self._registry)
+
     # ------------------------------------------------------------------------------------ registration
 
     @overload
@@ -172,14 +177,22 @@ class App:
         """Connect to the database, and tell it which functions there are."""
         async with self._opening:
             if self._client is None:
-                await self._open_with(await _open_store(self._settings))
+                await self._connect(await _open_store(self._settings))
             elif self._loop is not asyncio.get_running_loop():
                 raise ConfigurationError(
                     f"app {self.id!r} was opened by another event loop: close it there, or make one App per loop"
                 )
             self._users += 1
 
-    async def _open_with(self, store: Store, *, clock: Clock | None = None, settings: Settings | None = None) -> None:
+    async def connect(self, store: Store, *, clock: Clock, settings: Settings) -> None:
+        """Open the App on a store that somebody else has opened, with a clock of theirs (the test harness)."""
+        async with self._opening:
+            if self._client is not None:
+                raise ConfigurationError(f"app {self.id!r} is open already: close it first")
+            await self._connect(store, clock=clock, settings=settings)
+            self._users = 1
+
+    async def _connect(self, store: Store, *, clock: Clock | None = None, settings: Settings | None = None) -> None:
         used = settings or self._settings
         if clock is None:
             clock = SystemClock() if used.database_url.startswith("sqlite") else await _database_clock(store)

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 
 from agentflow.clock import Clock, VirtualClock
-from agentflow.crashpoints import point
 from agentflow.engine.wakeups import Wakeups
 from agentflow.functions import Registry
 from agentflow.store.protocol import ClaimedRun, Store
@@ -45,16 +44,20 @@ class Claims:
         self._room = room
         self._on_claimed = on_claimed
         self._rng = rng
+        self._one_at_a_time = asyncio.Lock()
         self.has_backlog = True
         """Whether there may be ready runs that are not claimed yet: new ones then go behind them."""
 
     async def run_once(self) -> int:
         """Claim once; how many it got."""
+        async with self._one_at_a_time:
+            return await self._claim()
+
+    async def _claim(self) -> int:
         limit = min(self._room(), MOST_AT_ONCE)
         if limit <= 0:
             self.has_backlog = True
             return 0
-        point("before_claim")
         worker_id, epoch = self._worker()
         claimed = await self._store.claim(
             worker_id,
@@ -64,7 +67,6 @@ class Claims:
             limit=limit,
             now=self._clock.now(),
         )
-        point("after_claim")
         self.has_backlog = len(claimed) == limit
         for run in claimed:
             self._on_claimed(run)

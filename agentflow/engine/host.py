@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,5 +63,5 @@ class Host:
     timers: Timers
     threads: Executor
     rng: random.Random
-    list_functions: Callable[[], "asyncio.Future[Sequence[FunctionInfo]]"]
+    list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]]
     is_draining: Callable[[], bool]

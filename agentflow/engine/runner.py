@@ -377,22 +377,23 @@ class Runner:
         """Execute the body once; give its output as JSON."""
         started_at = self.now()
         timeout = body.timeout if body.timeout is not None else self._default_timeout()
+        limit = None if timeout is None else asyncio.timeout(timeout.total_seconds())
         task = asyncio.current_task()
         assert task is not None
         self._bodies[attempt.key] = task
         token = current_body.set(StepInfo(self.run_id, attempt.key, attempt.number))
         try:
-            if timeout is None:
+            if limit is None:
                 value = await body.call(attempt)
             else:
-                async with asyncio.timeout(timeout.total_seconds()) as limit:
+                async with limit:
                     value = await body.call(attempt)
         except asyncio.CancelledError:
             if self._is_over:
                 raise self._unwinding() from None
             raise
         except TimeoutError as error:
-            if timeout is not None and limit.expired():
+            if limit is not None and limit.expired():
                 raise TimeoutError(f"attempt {attempt.number + 1} took longer than timeout={timeout}") from error
             raise
         finally:
@@ -586,8 +587,7 @@ class Runner:
         self._waits[key] = _Outstanding(future, deadline, is_timer)
         self._settling.poke()
         try:
-            step = await self._settling.block(future)  # type: ignore[arg-type]
-            assert isinstance(step, StoredStep)
+            step = await self._settling.block(future)
         except asyncio.CancelledError:
             self._waits.pop(key, None)
             if self._is_over:

@@ -12,8 +12,11 @@ import heapq
 import logging
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from agentflow.engine.tasks import Branch, TaskState, blocker_of, has_local_timer, place_of, state_of
+
+T = TypeVar("T")
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -55,7 +58,7 @@ class Settling:
         self._look_again: asyncio.TimerHandle | None = None
         self._pause = FIRST_LOOK
         self._busy_since: float | None = None
-        self.futures: set[Future[object]] = set()
+        self.futures: set[Future[Any]] = set()
         """What user code is blocked on and the engine resolves."""
 
     async def turn(self, seq: int) -> None:
@@ -68,13 +71,13 @@ class Settling:
         self.poke()
         await self.block(future)
 
-    async def block(self, future: Future[object] | Future[None]) -> object:
+    async def block(self, future: Future[T]) -> T:
         """Await a future that the engine resolves, in a way that counts as waiting."""
-        self.futures.add(future)  # type: ignore[arg-type]
+        self.futures.add(future)
         try:
             return await future
         finally:
-            self.futures.discard(future)  # type: ignore[arg-type]
+            self.futures.discard(future)
 
     def poke(self) -> None:
         """Something has changed: look whether the run can go on or rest."""

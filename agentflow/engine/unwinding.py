@@ -6,6 +6,7 @@ import asyncio
 import logging
 from asyncio import Future
 from collections.abc import Callable
+from typing import Any
 
 from agentflow.engine.tasks import Branch, TaskState, state_of
 
@@ -25,7 +26,7 @@ class LeaseLost(Suspend):
 
 async def unwind(
     branches: dict[Branch, None],
-    futures: set[Future[object]],
+    futures: set[Future[Any]],
     *,
     reason: Callable[[], Suspend],
     cancel_bodies: Callable[[], None],
@@ -61,5 +62,5 @@ async def unwind(
         logger.error("a task of a run that was taken down does not end; it swallows its cancellation: %r", branch.task)
 
 
-def _tasks(branches: dict[Branch, None]) -> list[asyncio.Task[object]]:
+def _tasks(branches: dict[Branch, None]) -> list[asyncio.Task[Any]]:
     return [branch.task for branch in branches if branch.task is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from agentflow.clock import Clock
@@ -41,7 +41,7 @@ class Worker:
         *,
         settings: Settings,
         clock: Clock,
-        list_functions: Callable[[], "asyncio.Future[list[FunctionInfo]]"],
+        list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]],
         concurrency: int,
         version: str = "",
     ) -> None:

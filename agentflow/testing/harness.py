@@ -1,0 +1,134 @@
+"""`harness`: an app on a database of its own, with one worker and a clock that moves only by hand."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from agentflow.app import App
+from agentflow.clock import Clock, SystemClock, VirtualClock, to_datetime
+from agentflow.durations import Duration, to_micros
+from agentflow.engine.worker import Worker
+from agentflow.errors import ConfigurationError
+from agentflow.functions import Target
+from agentflow.handles import RunHandle
+from agentflow.models.registry import ModelLike, substitute_model
+from agentflow.step import EventLike
+from agentflow.store.opening import open_store
+
+
+class Harness:
+    """What `harness` gives. Domain time (waits, retries, approvals) is virtual; leases and `timeout=` are real."""
+
+    def __init__(self, app: App, clock: Clock) -> None:
+        self.app = app
+        self._clock = clock
+        self._worker: Worker | None = None
+
+    def now(self) -> datetime:
+        """Domain time."""
+        return to_datetime(self._clock.now())
+
+    async def start(self, function: Target, data: Any = None, **options: Any) -> RunHandle[Any]:
+        """`app.start`."""
+        return await self.app.start(function, data, **options)
+
+    async def send(self, event_or_events: EventLike | Sequence[EventLike]) -> list[str]:
+        """`app.send`."""
+        return await self.app.send(event_or_events)
+
+    async def signal(self, name: str, data: Any = None, *, buffer: Duration | None = None) -> str | None:
+        """`app.signal`."""
+        return await self.app.signal(name, data, buffer=buffer)
+
+    async def idle(self) -> None:
+        """Wait until nothing more can happen without time or input."""
+        while self._worker is not None:
+            if self._worker.running:
+                await self._worker.changed()
+            elif not await self._worker.claim_now() and not self._worker.running:
+                return
+
+    async def advance(self, duration: Duration) -> None:
+        """Let domain time pass; everything that comes due has run, in its order, when this returns."""
+        clock = self._virtual_clock("advance")
+        target = clock.now() + to_micros(duration)
+        while self._worker is not None:
+            await self.idle()
+            due = await self.app.client.store.next_ready_at(
+                app=self.app.id, functions=[function.id for function in self.app.registered]
+            )
+            if due is None or due > target:
+                break
+            clock.advance_to(max(due, clock.now()))
+        clock.advance_to(target)
+        await self.idle()
+
+    async def crash(self) -> None:
+        """The worker is gone, without clean-up, as after kill -9."""
+        if self._worker is None:
+            raise ConfigurationError("the harness's worker has crashed already: call restart() first")
+        worker, self._worker = self._worker, None
+        await worker.crash()
+        self.app._forget(worker)
+
+    async def restart(self) -> None:
+        """Start a new worker; what a crashed one has left behind is taken over."""
+        if self._worker is not None:
+            await self._worker.stop()
+            self.app._forget(self._worker)
+        self._worker = self.app.worker()
+        await self._worker.start()
+
+    def _virtual_clock(self, method: str) -> VirtualClock:
+        if not isinstance(self._clock, VirtualClock):
+            raise ConfigurationError(f'{method}() needs harness(clock="virtual")')
+        return self._clock
+
+
+@asynccontextmanager
+async def harness(
+    app: App,
+    *,
+    database_url: str | None = None,
+    model: ModelLike | None = None,
+    clock: Literal["virtual", "system"] = "virtual",
+    strict_replay: bool = True,
+) -> AsyncIterator[Harness]:
+    """Run an app for a test, on a SQLite file of its own unless `database_url` is given (it is migrated then).
+
+    With `model` every model call of the app goes to that one.
+
+        async with harness(app, model=ScriptedModel(["Hello."])) as h:
+            run = await h.start(greet, "Ana")
+            await h.idle()
+            assert await run.result() == "Hello."
+    """
+    with ExitStack() as stack:
+        if database_url is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentflow-test-"))
+            database_url = f"sqlite:///{Path(folder) / 'test.db'}"
+        if model is not None:
+            stack.enter_context(substitute_model(model))
+        settings = app.settings.model_copy(update={"database_url": database_url, "strict_replay": strict_replay})
+        store = open_store(database_url, settings=settings)
+        await store.open(migrate=True)
+        domain = VirtualClock(time.time_ns() // 1000) if clock == "virtual" else SystemClock()
+        await app.connect(store, clock=domain, settings=settings)
+        running = Harness(app, domain)
+        try:
+            await running.restart()
+            yield running
+        finally:
+            worker = running._worker
+            if worker is not None:
+                await worker.stop()
+                app._forget(worker)
+            await app.close()
+
+
