@@ -249,18 +249,22 @@ def find_python() -> str:
     """This Python, or the newest one on the machine that agentflow runs on."""
     if sys.version_info >= OLDEST:
         return sys.executable
-    folders = os.environ.get("PATH", "").split(os.pathsep) + ["/usr/local/bin", "/opt/homebrew/bin"]
-    pyenv = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
-    folders += glob.glob(os.path.join(pyenv, "versions", "*", "bin"))
-    folders += glob.glob(os.path.expanduser("~/.local/share/uv/python/*/bin"))
     for minor in (13, 12, 11, 14):  # the tested ones first
-        for folder in folders:
+        for folder in places_of_pythons():
             candidate = os.path.join(folder, f"python3.{minor}")
             # Asked, not believed: a pyenv shim exists for every version and fails for most.
             if os.access(candidate, os.X_OK) and output_of([candidate, "-c", "print('yes')"]) == "yes":
                 say(f"this is Python {sys.version.split()[0]}; going on with {candidate}")
                 return candidate
     raise Problem(no_python_message())
+
+
+def places_of_pythons() -> list[str]:
+    folders = os.environ.get("PATH", "").split(os.pathsep) + ["/usr/local/bin", "/opt/homebrew/bin"]
+    pyenv = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    folders += glob.glob(os.path.join(pyenv, "versions", "*", "bin"))
+    folders += glob.glob(os.path.expanduser("~/.local/share/uv/python/*/bin"))
+    return folders
 
 
 def no_python_message() -> str:

@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
-from inspect import iscoroutinefunction
+from inspect import isasyncgen, iscoroutine, iscoroutinefunction
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -164,7 +165,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     seconds = _seconds_allowed(item)
     if not seconds or item.config.getoption("usepdb"):
         return (yield)
-    timer = threading.Timer(seconds + 10, _end_hung_run, [item])
+    timer = threading.Timer(seconds + min(10, seconds), _end_hung_run, [item])
     timer.daemon = True
     timer.start()
     try:
@@ -185,9 +186,24 @@ def _end_hung_run(item: pytest.Item) -> None:
         capture.suspend_global_capture(in_=True)
     print(f"\n\n{item.nodeid} hangs and cannot be ended: the run ends here.\n", file=sys.stderr)
     for task in [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Task) and not thing.done()]:
-        task.print_stack(file=sys.stderr)
+        print(f"{task.get_name()} waits in", file=sys.stderr)
+        for frame in _frames_of(task.get_coro()):
+            print(f"  {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}", file=sys.stderr)
     faulthandler.dump_traceback(all_threads=True)
     os._exit(1)
+
+
+def _frames_of(awaited: object) -> Iterator[FrameType]:
+    """The whole chain of awaits: `Task.get_stack` ends at the first one."""
+    while awaited is not None:
+        for kind in ("cr", "ag", "gi"):
+            if frame := getattr(awaited, f"{kind}_frame", None):
+                yield frame
+                awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+                break
+        else:  # what an `asend` or a `__await__` stands for is known to the garbage collector alone
+            inner = [thing for thing in gc.get_referents(awaited) if isasyncgen(thing) or iscoroutine(thing)]
+            awaited = inner[0] if inner else None
 
 
 # --- in CI a skipped test is a failed one ---------------------------------------------------------
