@@ -43,8 +43,6 @@ class Attempt(Protocol):
     key: str
     number: int
     """0 for the first."""
-    is_last: bool
-    """Whether a failure would be the step's end, as far as the count of attempts tells."""
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         """Call a sync function in a thread."""
@@ -145,14 +143,18 @@ class StepRunner(Protocol):
 class Step:
     """The durable operations of one run. Step ids come first, are positional-only, and may repeat."""
 
-    __slots__ = ("_runner", "_scope", "ai")
+    __slots__ = ("_runner", "_scope")
 
     def __init__(self, runner: StepRunner, scope: str = "") -> None:
-        from agentflow.inference import Inference
-
         self._runner = runner
         self._scope = scope
-        self.ai: Inference = Inference(self)
+
+    @property
+    def ai(self) -> Inference:
+        """Model calls as steps."""
+        from agentflow.inference import Inference  # it needs Step itself, and the models only when they are used
+
+        return Inference(self)
 
     # ------------------------------------------------------------------------------------------- bodies
 

@@ -37,13 +37,12 @@ R = TypeVar("R")
 class BodyAttempt:
     """What a body sees of its run."""
 
-    def __init__(self, runner: Runner, key: str, number: int, *, is_last: bool, threads: Executor) -> None:
+    def __init__(self, runner: Runner, key: str, number: int, *, threads: Executor) -> None:
         self._runner = runner
         self._threads = threads
         self._thread: asyncio.Future[Any] | None = None
         self.key = key
         self.number = number
-        self.is_last = is_last
         self.model_call: ModelCall | None = None
 
     async def in_thread(self, fn: Callable[[], R]) -> R:

@@ -42,6 +42,7 @@ from agentflow.errors import (
 from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, Target
 from agentflow.ids import validate_id
+from agentflow.keys import escape, make_key
 from agentflow.info import StepInfo, current_body
 from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, retry_policy
 from agentflow.durations import parse_duration
@@ -82,6 +83,8 @@ from agentflow.stored_errors import decode_error, encode_error, error_from
 MISMATCH_PAUSE = 10_000_000
 """Microseconds until a run whose code does not fit its history is tried again."""
 NEVER_RETRIED = (NestedStep, LimitExceeded)
+
+_NOT_HERE = object()
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -302,9 +305,7 @@ class Runner:
         branch = self._branch(step_id)
         name = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
         name = scope + name
-        ordinal = branch.next_ordinal(name)
-        key = f"{name}:{ordinal}" if ordinal else name
-        return f"{key}@{branch.path}" if branch.path else key
+        return make_key(name, branch.next_ordinal(name), branch.path)
 
     def take_ordinal(self, scope: str, name: str) -> int:
         return self._branch(name).next_ordinal(f"{scope}{name}#")
@@ -333,7 +334,9 @@ class Runner:
     async def perform(self, key: str, body: Body) -> Any:
         known = self.journal.find(key)
         if known is None:
-            known = await self._attempt_until_done(key, body)
+            known, value = await self._attempt_until_done(key, body)
+            if value is not _NOT_HERE:
+                return value
         elif known.kind != body.kind:
             raise self._mismatch(f"step {key!r} is stored as {known.kind!r}, and the code calls it as {body.kind!r}")
         else:
@@ -341,8 +344,8 @@ class Runner:
             self.journal.delivered()
         return self._open(known, body.codec.decode)
 
-    async def _attempt_until_done(self, key: str, body: Body) -> StoredStep:
-        """Try the body until it has an outcome, and commit that."""
+    async def _attempt_until_done(self, key: str, body: Body) -> tuple[StoredStep, Any]:
+        """Try the body until it has an outcome, and commit that; with the value, if it is one we have made."""
         self._begin_step(key)
         policy = retry_policy(body.retry, default=self.function.config.policy)
         failures = self.journal.attempts.setdefault(key, [])
@@ -354,27 +357,25 @@ class Runner:
                 raise self._unwinding()
             number = len(failures)
             started_at = self.now()
-            attempt = BodyAttempt(
-                self, key, number, is_last=number >= policy.retries, threads=self.host.threads
-            )
+            attempt = BodyAttempt(self, key, number, threads=self.host.threads)
             try:
-                output = await self._run_body(attempt, body, policy, failures)
+                output, value = await self._run_body(attempt, body, policy, failures)
             except Exception as error:
                 failed = await self._after_failure(attempt, body, policy, failures, error, started_at)
                 if failed is not None:
-                    return failed
+                    return failed, _NOT_HERE
                 await self._nap(failures[-1].next_at)
-                await attempt.thread_ended()
                 continue
             step = StoredStep(
                 key, self.journal.take_seq(), body.kind, body.name, True, output, None, number + 1, started_at, self.now()
             )
-            return await self._commit_step(step, attempt)
+            stored = await self._commit_step(step, attempt)
+            return stored, value if stored is step else _NOT_HERE
 
     async def _run_body(
         self, attempt: BodyAttempt, body: Body, policy: RetryPolicy, failures: list[StoredAttempt]
-    ) -> Json:
-        """Execute the body once; give its output as JSON."""
+    ) -> tuple[Json, Any]:
+        """Execute the body once; give its output as JSON, and as it comes back from that."""
         started_at = self.now()
         timeout = body.timeout if body.timeout is not None else self._default_timeout()
         limit = None if timeout is None else asyncio.timeout(timeout.total_seconds())
@@ -394,6 +395,7 @@ class Runner:
             raise
         except TimeoutError as error:
             if limit is not None and limit.expired():
+                await attempt.thread_ended()
                 raise TimeoutError(f"attempt {attempt.number + 1} took longer than timeout={timeout}") from error
             raise
         finally:
@@ -408,9 +410,9 @@ class Runner:
             )
             if not isinstance(answer, Accept):
                 raise ResultRefused(answer)
-        output = body.codec.encode(value, f"step {attempt.key!r}")
+        output, value = body.codec.round_trip(value, f"step {attempt.key!r}")
         self._check_size(attempt.key, output, body)
-        return output
+        return output, value
 
     def _default_timeout(self) -> Any:
         given = self.function.config.step_timeout
@@ -854,13 +856,6 @@ class ResultRefused(Exception):
 
 async def _call(function: Function[Any, Any], context: Context[Any], step: Step) -> Any:
     return await function(context, step)
-
-
-def escape(step_id: str) -> str:
-    """A user's step id as it stands in a key, where `:` and `@` have a meaning."""
-    if ":" in step_id or "@" in step_id or "\\" in step_id:
-        return step_id.replace("\\", "\\\\").replace(":", "\\:").replace("@", "\\@")
-    return step_id
 
 
 def memoized(error: AgentflowError) -> AgentflowError:

@@ -18,6 +18,7 @@ from agentflow.approvals import ApprovalRequest, ApprovalStatus, GivenDecision
 from agentflow.clock import NEVER, to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
+from agentflow.keys import step_id_of
 from agentflow.runs import (
     ErrorInfo,
     Run,
@@ -103,7 +104,7 @@ def step_record(row: Row) -> StepRecord:
     return StepRecord(
         run_id=row["run_id"],
         key=row["key"],
-        id=step_id(row["key"]),
+        id=step_id_of(row["key"]),
         kind=_kind(row["kind"]),
         name=row["name"],
         status=StepStatus.COMPLETED if ok else StepStatus.FAILED,
@@ -121,7 +122,7 @@ def waiting_step(row: Row) -> StepRecord:
     return StepRecord(
         run_id=row["run_id"],
         key=row["key"],
-        id=step_id(row["key"]),
+        id=step_id_of(row["key"]),
         kind=_kind(row["kind"]),
         name=row["name"],
         status=StepStatus.WAITING,
@@ -136,7 +137,7 @@ def attempted_step(row: Row) -> StepRecord:
     return StepRecord(
         run_id=row["run_id"],
         key=row["key"],
-        id=step_id(row["key"]),
+        id=step_id_of(row["key"]),
         kind=StepKind.RUN,
         status=StepStatus.WAITING,
         error=_error(row["error"]),
@@ -230,14 +231,6 @@ def decode(text: str | None) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-
-
-def step_id(key: str) -> str:
-    """The id the user wrote, from the step's key: without its scope's ordinals escaped, count and branch."""
-    own = key.rsplit("/", 1)[-1]
-    for mark in ("@", ":"):
-        own = own.split(mark, 1)[0]
-    return own
 
 
 def _texts(text: str | None) -> tuple[str, ...]:

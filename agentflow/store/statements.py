@@ -180,7 +180,8 @@ END_RUN = Statement(
             ready_at=NEVER,
             owner=null(),
             blocked_on=null(),
-            reason=text("why"),
+            # Who cancelled a running run has given the reason already.
+            reason=case((small("to") == raw("6", Integer), func.coalesce(text("why"), run.reason)), else_=text("why")),
             ended_at=big("now"),
         )
         .where(run.id == text("run"), run.status < raw("4", Integer))

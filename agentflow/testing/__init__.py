@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from agentflow.models.registry import block_models
     from agentflow.testing.cassettes import meter, scrubbed_vcr_config
     from agentflow.testing.fake_provider import fake_provider
-    from agentflow.testing.harness import Harness, harness
+    from agentflow.testing.app_harness import Harness, harness
     from agentflow.testing.scripted import FunctionModel, ScriptedModel
 
 _PLACES = {
     "CRASH_POINTS": "agentflow.crashpoints",
     "FunctionModel": "agentflow.testing.scripted",
-    "Harness": "agentflow.testing.harness",
+    "Harness": "agentflow.testing.app_harness",
     "ScriptedModel": "agentflow.testing.scripted",
     "block_models": "agentflow.models.registry",
     "fake_provider": "agentflow.testing.fake_provider",
-    "harness": "agentflow.testing.harness",
+    "harness": "agentflow.testing.app_harness",
     "meter": "agentflow.testing.cassettes",
     "scrubbed_vcr_config": "agentflow.testing.cassettes",
 }

@@ -10,8 +10,8 @@ import pytest
 
 @pytest.fixture
 def harness() -> Callable[..., Any]:
-    """`agentflow.testing.harness`: `async with harness(app, model=...) as h:`."""
-    from agentflow.testing.harness import harness
+    """`agentflow.testing.app_harness`: `async with harness(app, model=...) as h:`."""
+    from agentflow.testing.app_harness import harness
 
     return harness
 
