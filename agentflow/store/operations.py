@@ -26,6 +26,7 @@ from agentflow.store.operations_workers import (
     RegisterWorker,
     ReleaseOrphans,
     RetireWorker,
+    TakeOwnerless,
     claim,
     list_mail,
     list_workers,
@@ -34,6 +35,7 @@ from agentflow.store.operations_workers import (
     register_worker,
     release_orphans,
     retire_worker,
+    take_ownerless,
 )
 from agentflow.store.transaction import Transaction, Work
 
@@ -63,6 +65,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     RegisterWorker: register_worker,
     ReleaseOrphans: release_orphans,
     RetireWorker: retire_worker,
+    TakeOwnerless: take_ownerless,
 }
 
 _ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)

@@ -72,11 +72,22 @@ class Reap(NamedTuple):
     now: int
 
 
+class TakeOwnerless(NamedTuple):
+    """Take the runs whose worker is reaped or unknown."""
+
+    now: int
+
+
+Suspects = frozenset[tuple[str, int]]
+"""Runs, by id and epoch, that a worker owned but did not hold when it last said what it holds."""
+
+
 class ReleaseOrphans(NamedTuple):
-    """Ready what a worker owns but does not hold."""
+    """Ready what a worker owns but does not hold, and did not hold the last time either."""
 
     worker_id: str
     held: frozenset[str]
+    suspects: Suspects
     now: int
 
 
@@ -160,7 +171,7 @@ def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
     journals = _Journals()
     of_ids = {"ids": ids}
     due = yield sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
-    for run_id, *row in sorted(due):
+    for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
         step = yield from timed_out_step(stored_wait(row), now)
         yield sql.INSERT_STEP, step_params(run_id, step)
     for run_id, *row in (yield sql.READ_WAITS_OF, of_ids):
@@ -244,23 +255,29 @@ def reap(tx: Transaction, op: Reap) -> Work[list[str]]:
     for worker_id, lease_until in sorted(workers):
         if worker_id in op.dead or lease_until <= op.instant:
             yield sql.REAP_WORKER, {"now": op.now, "worker": worker_id}
-    return (yield from take_ownerless(tx, op.now))
+    return (yield from take_ownerless(tx, TakeOwnerless(op.now)))
 
 
-def take_ownerless(tx: Transaction, now: int) -> Work[list[str]]:
+def take_ownerless(tx: Transaction, op: TakeOwnerless) -> Work[list[str]]:
     """Ready the running runs whose worker is reaped or missing."""
     rows = yield sql.FIND_OWNERLESS, {}
-    taken = yield from _take_runs(tx, rows, now, crashes=1)
-    yield sql.FORGET_WORKERS, {"before": now - KEEP_REAPED_MICROS}
+    taken = yield from _take_runs(tx, rows, op.now, crashes=1)
+    yield sql.FORGET_WORKERS, {"before": op.now - KEEP_REAPED_MICROS}
     return taken
 
 
-def release_orphans(tx: Transaction, op: ReleaseOrphans) -> Work[list[str]]:
-    """Ready what the worker owns but does not hold."""
+def release_orphans(tx: Transaction, op: ReleaseOrphans) -> Work[tuple[list[str], Suspects]]:
+    """Ready what the worker owns but does not hold; also the suspects for the next time.
+
+    Once is not enough: a claim may be committed whose answer is still on its way to the worker.
+    """
     if op.worker_id not in tx.alive:
-        return []
+        return [], frozenset()
     owned = yield sql.FIND_OWNED, {"by": op.worker_id}
-    return (yield from _take_runs(tx, [row for row in owned if row[0] not in op.held], op.now, crashes=0))
+    missing = [row for row in owned if row[0] not in op.held]
+    orphans = [row for row in missing if (row[0], row[2]) in op.suspects]
+    released = yield from _take_runs(tx, orphans, op.now, crashes=0)
+    return released, frozenset((run_id, epoch) for run_id, _, epoch in missing)
 
 
 def _take_runs(tx: Transaction, rows: list[Any], now: int, *, crashes: int) -> Work[list[str]]:

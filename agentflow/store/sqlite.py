@@ -25,6 +25,7 @@ from agentflow.store.operations_workers import (
     RegisterWorker,
     ReleaseOrphans,
     RetireWorker,
+    Suspects,
 )
 from agentflow.store.protocol import ClaimedRun, HintListener, Micros, Operation
 from agentflow.store.queries import SqlQueries, sqlite_engine
@@ -41,6 +42,7 @@ class SqliteStore:
         self._path = Path(os.path.realpath(path))
         self._locks = LockFolder(self._path)
         self._leases: dict[str, Lease] = {}
+        self._suspects: dict[str, Suspects] = {}
         self._hints = Hints()
         self._strict = durability == "strict"
         self._writer: Writer | None = None
@@ -108,11 +110,13 @@ class SqliteStore:
     async def retire_worker(self, worker_id: str) -> None:
         await self._submit(RetireWorker(worker_id, now=time.time_ns() // 1000))
         self._leases.pop(worker_id, None)
+        self._suspects.pop(worker_id, None)
         self._locks.drop(worker_id)
         self._locks.remove(worker_id)
 
     def abandon_worker(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
+        self._suspects.pop(worker_id, None)
         self._locks.drop(worker_id)
 
     def heartbeat(self) -> SqliteHeartbeat:
@@ -147,8 +151,10 @@ class SqliteStore:
         return reaped
 
     async def release_orphans(self, worker_id: str, held: Collection[str], *, now: Micros) -> list[str]:
-        released: list[str] = await self._submit(ReleaseOrphans(worker_id, frozenset(held), now))
-        return released
+        suspects = self._suspects.get(worker_id, frozenset())
+        operation = ReleaseOrphans(worker_id, frozenset(held), suspects, now)
+        released, self._suspects[worker_id] = await self._submit(operation)
+        return list(released)
 
 
 class SqliteHeartbeat:
@@ -161,7 +167,6 @@ class SqliteHeartbeat:
 
     def renew(self, worker_id: str, epoch: int, lease_seconds: float) -> bool:
         """Renew the lease, unless it is over or the worker was reaped."""
-        point("before_heartbeat")
         if self._connection is None:
             self._connection = connect(self._path, sync="NORMAL")
         text, arguments = sql.RENEW_LEASE.sqlite

@@ -181,7 +181,9 @@ END_RUN = Statement(
             owner=null(),
             blocked_on=null(),
             # Who cancelled a running run has given the reason already.
-            reason=case((small("to") == raw("6", Integer), func.coalesce(text("why"), run.reason)), else_=text("why")),
+            reason=case(
+                (small("to") == raw("6", Integer), func.coalesce(text("why"), run.reason)), else_=text("why")
+            ),
             ended_at=big("now"),
         )
         .where(run.id == text("run"), run.status < raw("4", Integer))

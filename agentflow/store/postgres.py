@@ -1,0 +1,270 @@
+"""The store on PostgreSQL: steps by the writer, claims and the care of workers by a small pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import asyncpg
+
+from agentflow.crashpoints import point
+from agentflow.errors import ConfigurationError
+from agentflow.store.hints import Hints
+from agentflow.store.operations import apply, workers_of
+from agentflow.store.operations_workers import (
+    Claim,
+    ListMail,
+    NextReady,
+    RegisterWorker,
+    ReleaseOrphans,
+    RetireWorker,
+    Suspects,
+    TakeOwnerless,
+)
+from agentflow.store.postgres_backend import Lease, PostgresBackend, alive, drive, rollback
+from agentflow.store.postgres_connection import connect, is_conflict, is_outage
+from agentflow.store.postgres_notices import Notices
+from agentflow.store.postgres_schema import check, make_engine, migrate
+from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation
+from agentflow.store.queries import SqlQueries
+from agentflow.store.transaction import Transaction
+from agentflow.store.writer import Writer
+
+POOL_SIZE = 4
+LONGEST_PAUSE = 1.0
+CLOSE_SECONDS = 2.0
+
+_NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_RENEW = f"""
+    UPDATE agentflow_worker SET lease_until = {_NOW} + $3
+    WHERE id = $1 AND epoch = $2 AND reaped_at IS NULL AND lease_until > {_NOW} RETURNING id
+"""
+# A plain UPDATE would not wait for the fence of a batch, which holds KEY SHARE; FOR UPDATE does, and skips the row.
+_REAP = f"""
+    WITH dead AS (
+        SELECT id FROM agentflow_worker WHERE reaped_at IS NULL AND lease_until <= {_NOW}
+        ORDER BY id FOR UPDATE SKIP LOCKED
+    )
+    UPDATE agentflow_worker w SET epoch = w.epoch + 1, reaped_at = $1 FROM dead WHERE w.id = dead.id
+"""
+
+
+class PostgresStore:
+    """A `Store` on one PostgreSQL database."""
+
+    def __init__(self, dsn: str, *, durability: str = "strict") -> None:
+        self._dsn = dsn
+        self._strict = durability == "strict"
+        self._leases: dict[str, Lease] = {}
+        self._suspects: dict[str, Suspects] = {}
+        self._hints = Hints()
+        self._writer: Writer | None = None
+        self._notices: Notices | None = None
+        self._pool: asyncpg.Pool[Any] | None = None
+        self.queries = SqlQueries(lambda: make_engine(dsn))
+
+    # ------------------------------------------------------------------------------------- open and close
+
+    async def open(self, *, migrate: bool | None = None) -> None:
+        """Connect; the tables have to be there, unless `migrate=True`."""
+        try:
+            if migrate:
+                await self.migrate()
+            await check(self._dsn)
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ConfigurationError(
+                f"the PostgreSQL database cannot be used: {error}; see that the server runs and that host, database, "
+                "user and password in the URL are right"
+            ) from error
+        backend = PostgresBackend(self._dsn, strict=self._strict, leases=self._leases)
+        writer = Writer(backend, listener=self._tell_all, name="agentflow-writer")
+        await writer.start()
+        self._writer = writer
+        self._pool = await asyncpg.create_pool(
+            connect=lambda *_, **__: connect(self._dsn), reset=_keep, min_size=0, max_size=POOL_SIZE
+        )
+        self._notices = Notices(self._dsn, listener=self._hints.tell)
+        self._notices.start()
+
+    async def close(self) -> None:
+        """Commit what is queued, then disconnect."""
+        if self._writer is not None:
+            await self._writer.close()
+        if self._notices is not None:
+            await self._notices.stop()
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), CLOSE_SECONDS)
+            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                self._pool.terminate()
+        await self.queries.close()
+
+    async def migrate(self) -> None:
+        """Make the tables, or bring them up to date."""
+        await migrate(self._dsn)
+
+    async def database_now(self) -> Micros:
+        now: Micros = await self._on_connection(lambda connection: connection.fetchval(f"SELECT {_NOW}"))
+        return now
+
+    # --------------------------------------------------------------------------------------------- writes
+
+    def submit(self, operation: Operation) -> asyncio.Future[Any]:
+        if self._writer is None:
+            raise ConfigurationError("the store on PostgreSQL is not open: `await store.open()` first")
+        return self._writer.submit(operation)
+
+    def subscribe(self, listener: HintListener) -> Callable[[], None]:
+        return self._hints.subscribe(listener)
+
+    def _tell_all(self, hints: Iterable[Hint]) -> None:
+        """Tell this process at once and the others soon."""
+        hints = list(hints)
+        self._hints.tell(hints)
+        if self._notices is not None:
+            self._notices.send(hints)
+
+    # -------------------------------------------------------------------------------------------- workers
+
+    async def register_worker(self, worker_id: str, *, lease_seconds: float, version: str) -> int:
+        """Make the worker known; its lease is counted by the database's clock."""
+        micros = int(lease_seconds * 1_000_000)
+
+        async def register(connection: asyncpg.Connection[Any]) -> int:
+            now = await connection.fetchval(f"SELECT {_NOW}")
+            operation = RegisterWorker(
+                worker_id, now + micros, socket.gethostname(), os.getpid(), version, now=now
+            )
+            registered: int = await drive(connection, apply(Transaction(frozenset()), operation))
+            return registered
+
+        epoch: int = await self._on_connection(register)
+        if epoch == 0:
+            raise ConfigurationError(f"worker {worker_id} was there before: give each worker a fresh id")
+        self._leases[worker_id] = Lease(epoch, lease_seconds)
+        return epoch
+
+    async def retire_worker(self, worker_id: str) -> None:
+        await self._transact(RetireWorker(worker_id, now=await self.database_now()))
+        self._forget(worker_id)
+
+    def abandon_worker(self, worker_id: str) -> None:
+        self._forget(worker_id)
+
+    def heartbeat(self) -> PostgresHeartbeat:
+        return PostgresHeartbeat(self._dsn)
+
+    def _forget(self, worker_id: str) -> None:
+        self._leases.pop(worker_id, None)
+        self._suspects.pop(worker_id, None)
+
+    async def claim(
+        self, worker_id: str, *, epoch: int, app: str, functions: Sequence[str], limit: int, now: Micros
+    ) -> list[ClaimedRun]:
+        point("before_claim")
+        lease = self._leases.get(worker_id)
+        if lease is None or lease.epoch != epoch:
+            return []
+        claimed: list[ClaimedRun] = await self._transact(Claim(worker_id, app, tuple(functions), limit, now))
+        point("after_claim")
+        return claimed
+
+    async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
+        due: Micros | None = await self._transact(NextReady(app, tuple(functions)))
+        return due
+
+    async def list_mail(self, worker_id: str) -> list[tuple[str, int, bool]]:
+        mail: list[tuple[str, int, bool]] = await self._transact(ListMail(worker_id))
+        return mail
+
+    async def reap(self, *, now: Micros) -> list[str]:
+        """Reap workers whose lease is over; then, by a statement of its own, take the runs of the reaped.
+
+        In one statement, a run that a dying worker's batch started meanwhile would be missed.
+        """
+        await self._on_connection(lambda connection: connection.execute(_REAP, now))
+        taken: list[str] = await self._transact(TakeOwnerless(now))
+        return taken
+
+    async def release_orphans(self, worker_id: str, held: Collection[str], *, now: Micros) -> list[str]:
+        suspects = self._suspects.get(worker_id, frozenset())
+        operation = ReleaseOrphans(worker_id, frozenset(held), suspects, now)
+        released, self._suspects[worker_id] = await self._transact(operation)
+        return list(released)
+
+    # --------------------------------------------------------------------------------------------- the pool
+
+    async def _transact(self, operation: Any) -> Any:
+        """Carry out one operation in a transaction of its own."""
+
+        async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
+            # None of these has to reach the disk: after a power loss they are done again.
+            await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
+            try:
+                tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
+                outcome = await drive(connection, apply(tx, operation))
+                await connection.execute("COMMIT")
+            except BaseException:
+                await rollback(connection)
+                raise
+            self._tell_all(tx.hints)
+            return outcome
+
+        return await self._on_connection(carry_out)
+
+    async def _on_connection(self, work: Callable[[asyncpg.Connection[Any]], Any]) -> Any:
+        """Do it on a connection of the pool; again when it was in another's way or the server was away."""
+        if self._pool is None:
+            raise ConfigurationError("the store on PostgreSQL is not open: `await store.open()` first")
+        pause = 0.01
+        while True:
+            try:
+                async with self._pool.acquire() as connection:
+                    return await work(connection)
+            except Exception as error:
+                if self._pool.is_closing() or not (is_conflict(error) or is_outage(error)):
+                    raise
+                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def _keep(connection: Any) -> None:
+    """Nothing is to be reset between two uses of a connection: each transaction sets only what ends with it."""
+
+
+class PostgresHeartbeat:
+    """A worker's heartbeat: a connection and a little loop for the thread that calls it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: asyncpg.Connection[Any] | None = None
+
+    def renew(self, worker_id: str, epoch: int, lease_seconds: float) -> bool:
+        """Renew the lease, unless it is over or the worker was reaped."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(self._renew(worker_id, epoch, lease_seconds))
+
+    async def _renew(self, worker_id: str, epoch: int, lease_seconds: float) -> bool:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._dsn, command_timeout=max(0.5, lease_seconds * 0.25))
+            await self._connection.execute("SET synchronous_commit = off")
+        try:
+            rows = await self._connection.fetch(_RENEW, worker_id, epoch, int(lease_seconds * 1_000_000))
+        except TimeoutError:
+            self._connection.terminate()
+            raise
+        return bool(rows)
+
+    def close(self) -> None:
+        if self._loop is not None:
+            if self._connection is not None:
+                self._connection.terminate()
+                self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.close()
+            self._loop = None

@@ -1,0 +1,109 @@
+"""Hints between processes by LISTEN and NOTIFY: one connection, gathered for 10 ms, never in a write's transaction.
+
+A hint that is lost costs time, not correctness: everybody polls too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import asyncpg
+
+from agentflow.crashpoints import point
+from agentflow.store.postgres_connection import connect
+from agentflow.store.protocol import Hint, HintKind
+
+logger = logging.getLogger("agentflow.store")
+
+CHANNEL = "agentflow"
+GATHER_SECONDS = 0.01
+LONGEST_PAYLOAD = 7_500  # bytes; PostgreSQL's own limit is 8,000
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+
+
+class Notices:
+    """Tells others what we committed, and our listeners what others did."""
+
+    def __init__(self, dsn: str, *, listener: Callable[[Iterable[Hint]], None]) -> None:
+        self._dsn = dsn
+        self._listener = listener
+        self._sender = secrets.token_hex(4)
+        self._hints: dict[Hint, None] = {}
+        self._something = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.connected = asyncio.Event()
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="agentflow-notices")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def send(self, hints: Iterable[Hint]) -> None:
+        """Tell other processes soon."""
+        self._hints.update(dict.fromkeys(hints))
+        if self._hints:
+            self._something.set()
+
+    async def _run(self) -> None:
+        pause = SHORTEST_PAUSE
+        while True:
+            try:
+                connection = await connect(self._dsn)
+            except Exception as error:
+                logger.debug("cannot listen for notices yet: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            try:
+                await self._listen(connection)
+                pause = SHORTEST_PAUSE
+                await self._send_all(connection)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                logger.info("lost the connection for notices, connecting again: %s", error)
+                await asyncio.sleep(pause)
+            finally:
+                self.connected.clear()
+                connection.terminate()
+
+    async def _listen(self, connection: asyncpg.Connection[Any]) -> None:
+        await connection.add_listener(CHANNEL, self._hear)
+        connection.add_termination_listener(lambda _: self._something.set())
+        self.connected.set()
+        # Whatever was told while nobody listened here is lost.
+        self._listener([Hint(HintKind.ANY)])
+
+    async def _send_all(self, connection: asyncpg.Connection[Any]) -> None:
+        while True:
+            await self._something.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            self._something.clear()
+            if connection.is_closed():
+                raise asyncpg.InterfaceError("the server closed it")
+            if self._hints:
+                text = self._payload(list(self._hints))
+                self._hints.clear()
+                point("before_notify")
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, text)
+
+    def _payload(self, hints: list[Hint]) -> str:
+        text = json.dumps([self._sender, hints])
+        if len(text) > LONGEST_PAYLOAD:
+            text = json.dumps([self._sender, [Hint(HintKind.ANY)]])
+        return text
+
+    def _hear(self, connection: Any, pid: int, channel: str, payload: Any) -> None:
+        try:
+            sender, hints = json.loads(payload)
+            heard = [Hint(HintKind(kind), run_id) for kind, run_id in hints]
+        except (ValueError, TypeError):
+            sender, heard = "", [Hint(HintKind.ANY)]
+        if sender != self._sender:
+            self._listener(heard)

@@ -1,0 +1,59 @@
+"""The tables in PostgreSQL: migrated on request, by one process at a time."""
+
+from __future__ import annotations
+
+import asyncpg
+from sqlalchemy import Connection, NullPool, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from agentflow.store.migrations import VERSION_TABLE, is_current, needs_upgrade, upgrade
+from agentflow.store.postgres_connection import connect
+
+_LOCK = 0x6167656E74666C6F  # "agentflo"
+
+
+async def check(dsn: str) -> None:
+    """See that the tables are those of this agentflow. Raises `ConfigurationError`."""
+    connection = await connect(dsn)
+    try:
+        try:
+            revision = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")
+        except asyncpg.UndefinedTableError:
+            revision = None
+        if not is_current(revision, "the PostgreSQL database"):
+            raise needs_upgrade(revision, "the PostgreSQL database")
+    finally:
+        await connection.close()
+
+
+async def migrate(dsn: str) -> None:
+    """Make the tables, or bring them up to date, in one transaction."""
+    engine = make_engine(dsn, pooled=False)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            await connection.run_sync(_migrate)
+    finally:
+        await engine.dispose()
+
+
+def make_engine(dsn: str, *, pooled: bool = True) -> AsyncEngine:
+    """SQLAlchemy's engine on agentflow's own connections, so that any URL asyncpg knows will do."""
+    if not pooled:
+        return create_async_engine(
+            "postgresql+asyncpg://", async_creator=lambda: connect(dsn), poolclass=NullPool
+        )
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(dsn),
+        pool_size=2,
+        max_overflow=3,
+        pool_pre_ping=True,
+    )
+
+
+def _migrate(connection: Connection) -> None:
+    found = connection.scalar(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE})
+    revision = None if found is None else connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
+    if not is_current(revision, "the PostgreSQL database"):
+        upgrade(connection)
