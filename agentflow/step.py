@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
 from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, loads
+from agentflow.context import Context
 from agentflow.durations import Duration, parse_duration, to_micros
 from agentflow.errors import InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
@@ -43,6 +44,8 @@ class Attempt(Protocol):
     key: str
     number: int
     """0 for the first."""
+    open_call: ModelCall | None
+    """A row of the ledger that a crash left without an end; there may be others."""
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         """Call a sync function in a thread."""
@@ -54,6 +57,18 @@ class Attempt(Protocol):
 
     def end_model_call(self, call: ModelCall) -> None:
         """Let this row be written in the transaction that stores the attempt's outcome."""
+        ...
+
+    async def list_own_model_calls(self) -> list[ModelCall]:
+        """The ledger's rows of this step."""
+        ...
+
+    async def list_model_calls(self, run_id: str) -> list[ModelCall]:
+        """The ledger's rows of another run and of those it invoked."""
+        ...
+
+    async def approved_digest(self, key: str) -> str | None:
+        """The digest of what was approved at the step with this key, as the server keeps it."""
         ...
 
     def stream(self, kind: str, data: Any) -> None:
@@ -114,6 +129,10 @@ class RawId(str):
     """A step id that the framework composed: it is used as it is."""
 
 
+class TakenKey(str):
+    """A step's key that was taken before: the step has it in whichever task it is made."""
+
+
 class StepRunner(Protocol):
     """The run, as `Step` needs it."""
 
@@ -124,12 +143,18 @@ class StepRunner(Protocol):
     settings: Settings
     trigger_event: dict[str, Any]
     """The event that started the run; `{"data": input}` where none did."""
+    context: Context[Any]
+    """What the run's function was called with."""
 
     def now(self) -> Micros: ...
 
     def take_key(self, scope: str, step_id: str) -> str: ...
 
     def take_ordinal(self, scope: str, name: str) -> int: ...
+
+    def mismatch(self, message: str) -> BaseException:
+        """Note that the code does not fit the history; gives what to raise."""
+        ...
 
     def perform(self, key: str, body: Body) -> Coroutine[Any, Any, Any]: ...
 
@@ -440,6 +465,11 @@ def ask_person(
 
 def runner_of(step: Step) -> StepRunner:
     return step._runner
+
+
+def take_key(step: Step, id: str) -> TakenKey:
+    """Take a step's key now, for a step that is made later, or in a task of its own."""
+    return TakenKey(step._runner.take_key(step._scope, id))
 
 
 def perform(step: Step, id: str, make: Callable[[str], Body]) -> Coroutine[Any, Any, Any]:

@@ -44,6 +44,7 @@ class BodyAttempt:
         self.key = key
         self.number = number
         self.model_call: ModelCall | None = None
+        self.open_call = runner.journal.open_calls.get(key)
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         context = contextvars.copy_context()
@@ -64,6 +65,25 @@ class BodyAttempt:
 
     def end_model_call(self, call: ModelCall) -> None:
         self.model_call = call
+
+    async def list_own_model_calls(self) -> list[ModelCall]:
+        own = self._runner.run_id
+        calls = await self._runner.host.store.queries.list_model_calls(run=own)
+        return [call for run_id, call in calls if run_id == own and call.key == self.key]
+
+    async def list_model_calls(self, run_id: str) -> list[ModelCall]:
+        return [call for _, call in await self._runner.host.store.queries.list_model_calls(run=run_id)]
+
+    async def approved_digest(self, key: str) -> str | None:
+        queries, cursor = self._runner.host.store.queries, None
+        while True:
+            page = await queries.list_approvals(run=self._runner.run_id, limit=100, cursor=cursor)
+            for request in page.data:
+                if request.step_key == key and request.status == "approved":
+                    return request.args_digest
+            if not page.has_more:
+                return None
+            cursor = page.cursor
 
     def stream(self, kind: str, data: Any) -> None:
         self._stream.append(kind, data, step_key=self.key, attempt=self.number)

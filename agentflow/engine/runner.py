@@ -48,7 +48,7 @@ from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, retry_policy
 from agentflow.durations import parse_duration
 from agentflow.runs import StepKind
 from agentflow.starts import new_event, trigger_event
-from agentflow.step import Body, RawId, Step, Wait
+from agentflow.step import Body, RawId, Step, TakenKey, Wait
 from agentflow.store.protocol import (
     Adopt,
     Adopted,
@@ -248,6 +248,7 @@ class Runner:
                 is_replaying=lambda: self.journal.is_replaying,
             ),
         )
+        self.context = context
         task = start_task(
             self._loop, _call(self.function, context, Step(self)), branch=Branch(self), name=self.run_id
         )
@@ -303,9 +304,14 @@ class Runner:
 
     def take_key(self, scope: str, step_id: str) -> str:
         branch = self._branch(step_id)
+        if type(step_id) is TakenKey:
+            return str(step_id)
         name = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
         name = scope + name
         return make_key(name, branch.next_ordinal(name), branch.path)
+
+    def mismatch(self, message: str) -> BaseException:
+        return self._mismatch(message)
 
     def take_ordinal(self, scope: str, name: str) -> int:
         return self._branch(name).next_ordinal(f"{scope}{name}#")
