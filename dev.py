@@ -38,6 +38,18 @@ PYTHON = (
 STAMP = os.path.join(VENV, "agentflow-installed.json")
 UNFINISHED = os.path.join(VENV, "agentflow-install-unfinished")
 LOG = os.path.join(VENV, "agentflow-install.log")
+UV = shutil.which("uv")
+
+SIGNS_OF_NO_NETWORK = (
+    "NewConnectionError",
+    "NameResolutionError",
+    "name resolution",
+    "ConnectTimeoutError",
+    "ProxyError",
+    "Network is unreachable",
+    "Connection refused",
+    "dns error",
+)
 
 CHECKS = [
     ("ruff check", ["-m", "ruff", "check", "."]),
@@ -157,25 +169,27 @@ def install_into_venv(extra: str, lock: int | None) -> None:
     target = f".[{extra}]" if extra else "."
     arguments = ["-c", "constraints.txt", "-e", target]
     installers = new_installers() if is_new else installers_for_present_venv()
-    for number, (make, command) in enumerate(installers, 1):
+    for make, command in installers:
         if (not make or run(make, lock)) and run(command + arguments, lock):
-            break
-        if is_new and number < len(installers):
+            remember(extra)
+            remove(UNFINISHED)
+            return
+        if command[0] != UV and is_offline(read_log()):
+            break  # the next way would wait in vain for the same network
+        if is_new:
             remove(os.path.join(VENV, "pyvenv.cfg"))
-    else:
-        raise Problem(explain_failure(bool(installers)))
-    remember(extra)
-    remove(UNFINISHED)
+    if not is_new:
+        remove(UNFINISHED)  # pip gave up in good order: what was there before still works
+    raise Problem(explain_failure(bool(installers)))
 
 
 def new_installers() -> list[tuple[list[str], list[str]]]:
     """Every way this machine has to make a `.venv` and to install into it, the best first."""
     python = find_python()
     ways: list[tuple[list[str], list[str]]] = []
-    uv = shutil.which("uv")
-    if uv:
-        make = [uv, "venv", "--quiet", "--allow-existing", "--python", python, VENV]
-        ways.append((make, [uv, "pip", "install", "--python", PYTHON]))
+    if UV:
+        make = [UV, "venv", "--quiet", "--allow-existing", "--python", python, VENV]
+        ways.append((make, [UV, "pip", "install", "--python", PYTHON]))
     if can_import(python, "venv, ensurepip"):
         ways.append(([python, "-m", "venv", VENV], [PYTHON, "-m", "pip", "install"]))
     for pip in pips_that_install_elsewhere(python):
@@ -193,9 +207,8 @@ def installers_for_present_venv() -> list[tuple[list[str], list[str]]]:
     ways: list[tuple[list[str], list[str]]] = []
     if can_import(PYTHON, "pip"):
         ways.append(([], [PYTHON, "-m", "pip", "install"]))
-    uv = shutil.which("uv")
-    if uv:
-        ways.append(([], [uv, "pip", "install", "--python", PYTHON]))
+    if UV:
+        ways.append(([], [UV, "pip", "install", "--python", PYTHON]))
     for pip in pips_that_install_elsewhere(os.path.realpath(PYTHON)) + pips_that_install_elsewhere(
         sys.executable
     ):
@@ -218,28 +231,25 @@ def explain_failure(had_a_way: bool) -> str:
         if os.path.exists("/etc/debian_version"):
             fix = "apt-get install python3-venv"
         return f"this Python can neither make a virtual environment nor install packages. The fix: {fix}"
-    with open(LOG, errors="replace") as log:
-        text = log.read()
+    text = read_log()
     tail = "\n".join("    " + line for line in text.rstrip().splitlines()[-25:])
-    offline = (
-        "NewConnectionError",
-        "NameResolutionError",
-        "name resolution",
-        "ConnectTimeoutError",
-        "dns error",
-    )
-    if (
-        any(word in text for word in offline)
-        or "Network is unreachable" in text
-        or "Connection refused" in text
-    ):
+    if is_offline(text):
         return (
             "the packages could not be fetched: no package index can be reached from here.\n"
             f"The end of the log:\n{tail}\n"
             "Connect this machine, or let pip find the packages in a folder (PIP_NO_INDEX=1 "
             "PIP_FIND_LINKS=/that/folder), then run this again."
         )
-    return f"installing failed; the end of the log:\n{tail}\nThe next start begins anew."
+    return f"installing failed; the end of the log:\n{tail}\nThe next start tries again."
+
+
+def read_log() -> str:
+    with open(LOG, errors="replace") as log:
+        return log.read()
+
+
+def is_offline(log: str) -> bool:
+    return any(words in log for words in SIGNS_OF_NO_NETWORK)
 
 
 # --- Python and the virtual environment -------------------------------------------------------------
