@@ -151,7 +151,7 @@ def install(extra: str) -> None:
             install_into_venv(extra, lock)
         except PermissionError as error:
             raise Problem(
-                f"{error.filename or VENV} may not be written. If another user made .venv, remove it as that "
+                f"{VENV} may not be written ({error}). If another user made it, remove it as that "
                 "user, then run this again."
             ) from None
         say(f"installed in {time.time() - started:.0f} seconds")
