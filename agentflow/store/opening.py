@@ -23,8 +23,15 @@ def open_store(database_url: str, *, settings: Settings) -> Store:
 
         return SqliteStore(_sqlite_path(database_url), durability=settings.durability)
     if scheme in ("postgresql", "postgres"):
-        from agentflow.store.postgres import PostgresStore
-
+        try:
+            from agentflow.store.postgres import PostgresStore
+        except ModuleNotFoundError as missing:
+            if missing.name != "asyncpg":
+                raise
+            raise ConfigurationError(
+                "PostgreSQL needs the package asyncpg: install agentflow-steps with its extra, "
+                "`pip install -e '.[postgres]'`"
+            ) from missing
         return PostgresStore(database_url, durability=settings.durability)
     # The URL itself is not shown: it may hold a password.
     raise ConfigurationError(f"the database URL begins with {scheme[:20]!r}: {_HELP}")

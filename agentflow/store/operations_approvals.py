@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from agentflow.approvals import Approve, Decision, DecisionInput, Deny, Edit, Respond, approval_digest
+from agentflow.approvals import (
+    ApprovalRequest,
+    Approve,
+    Decision,
+    DecisionInput,
+    Deny,
+    Edit,
+    Respond,
+    approval_digest,
+)
 from agentflow.codec import canonical_json
 from agentflow.store import statements as sql
 from agentflow.store.delivery import deliver
@@ -42,7 +51,7 @@ class _Asked(NamedTuple):
     """An approval with what its record does not show."""
 
     row: dict[str, Any]
-    request: Any
+    request: ApprovalRequest
     decisions: list[dict[str, Any]]
     expires_at: int
 
@@ -54,7 +63,7 @@ class _Asked(NamedTuple):
     @property
     def args(self) -> dict[str, Any] | None:
         """The arguments as they would run now."""
-        return self.request.args if self.request.edited_args is None else self.request.edited_args
+        return self.request.edited_args if self.request.edited_args is not None else self.request.args
 
     @property
     def editable(self) -> tuple[str, ...] | None:

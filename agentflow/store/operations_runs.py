@@ -33,7 +33,7 @@ def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     """Store a run: running and owned when its worker's lease holds, else queued."""
     owner = op.owner if op.owner in tx.alive else None
     outcome = yield from insert_run(tx, op.run, op.now, owner=owner)
-    if outcome.created or isinstance(outcome, KeyConflict) or op.owner is None:
+    if isinstance(outcome, KeyConflict) or outcome.created or op.owner is None:
         return outcome
     # Played again: if our first try was committed, the run is ours and runs.
     rows = yield sql.READ_RUN, {"id": op.run.id}
@@ -43,7 +43,9 @@ def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     return outcome
 
 
-def insert_run(tx: Transaction, run: NewRun, now: int, *, owner: str | None = None) -> Work[Any]:
+def insert_run(
+    tx: Transaction, run: NewRun, now: int, *, owner: str | None = None
+) -> Work[Started | KeyConflict]:
     """Insert a run with its payload, unless its id or its idempotency key is there."""
     if run.idempotency_key is not None:
         known = yield from _claim_key(run, now)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
@@ -29,7 +29,7 @@ from agentflow.store.postgres_backend import Lease, PostgresBackend, alive, driv
 from agentflow.store.postgres_connection import connect, is_conflict, is_outage
 from agentflow.store.postgres_notices import Notices
 from agentflow.store.postgres_schema import check, make_engine, migrate
-from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation
+from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation, Queries
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction
 from agentflow.store.writer import Writer
@@ -65,7 +65,8 @@ class PostgresStore:
         self._writer: Writer | None = None
         self._notices: Notices | None = None
         self._pool: asyncpg.Pool[Any] | None = None
-        self.queries = SqlQueries(lambda: make_engine(dsn))
+        self._queries = SqlQueries(lambda: make_engine(dsn))
+        self.queries: Queries = self._queries
 
     # ------------------------------------------------------------------------------------- open and close
 
@@ -101,7 +102,7 @@ class PostgresStore:
                 await asyncio.wait_for(self._pool.close(), CLOSE_SECONDS)
             except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 self._pool.terminate()
-        await self.queries.close()
+        await self._queries.close()
 
     async def migrate(self) -> None:
         """Make the tables, or bring them up to date."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
 from agentflow.store import protocol as p
@@ -49,7 +49,7 @@ _COMMIT_STEPS = f"""
         ) AS g(run_id, worker_id, epoch, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
     ),
     owned AS MATERIALIZED (
-        SELECT r.id, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count
+        SELECT r.id, r.owner, r.epoch, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count
         FROM agentflow_run r
         JOIN (SELECT DISTINCT run_id, worker_id, epoch FROM given) g
         ON r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status = 1
@@ -59,7 +59,8 @@ _COMMIT_STEPS = f"""
         INSERT INTO agentflow_step
             (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
         SELECT g.run_id, g.key, g.seq, g.kind, g.name, g.ok, g.output, g.error, g.attempt, g.started_at, g.ended_at
-        FROM given g JOIN owned ON owned.id = g.run_id
+        FROM given g
+        JOIN owned ON owned.id = g.run_id AND owned.owner = g.worker_id AND owned.epoch = g.epoch
         ON CONFLICT DO NOTHING
         RETURNING run_id, key
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0

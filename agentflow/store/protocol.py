@@ -591,6 +591,10 @@ class Queries(Protocol):
 
     async def get_status(self, run_id: str) -> RunStatus | None: ...
 
+    async def list_ended(self, run_ids: Collection[str]) -> list[str]:
+        """Those of the runs that have ended."""
+        ...
+
     async def list_runs(
         self,
         *,

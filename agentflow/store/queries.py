@@ -48,6 +48,8 @@ _RUN_COLUMNS = (
 )
 _STEP_COLUMNS = tuple(step)
 _LARGEST_PAGE = 1000
+_MOST_IDS = 500
+"""In one IN (...), well below what any SQLite takes."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -79,6 +81,15 @@ class SqlQueries:
     async def get_status(self, run_id: str) -> RunStatus | None:
         rows = await self._rows(select(run.status).where(run.id == run_id))
         return RunStatus(Status(rows[0]["status"]).name.lower()) if rows else None
+
+    async def list_ended(self, run_ids: Collection[str]) -> list[str]:
+        ended: list[str] = []
+        wanted = list(run_ids)
+        for first in range(0, len(wanted), _MOST_IDS):
+            some = wanted[first : first + _MOST_IDS]
+            rows = await self._rows(select(run.id).where(run.id.in_(some), run.status >= Status.COMPLETED))
+            ended += [row["id"] for row in rows]
+        return ended
 
     async def list_runs(
         self,
@@ -269,11 +280,10 @@ class SqlQueries:
         ordered = chosen.order_by(
             model_call.started_at, model_call.run_id, model_call.key, model_call.attempt
         )
-        calls = []
-        for row in await self._rows(ordered):
-            values = dict(row)
-            calls.append((values.pop("run_id"), ModelCall(**values)))
-        return calls
+        return [
+            (row["run_id"], ModelCall(**{column.key: row[column.key] for column in MODEL_CALL_COLUMNS}))
+            for row in await self._rows(ordered)
+        ]
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -281,7 +291,7 @@ class SqlQueries:
         if self._engine is None:
             self._engine = self._make_engine()
         async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).mappings().all()
+            return [dict(row) for row in (await connection.execute(statement)).mappings()]
 
     async def _page(
         self,

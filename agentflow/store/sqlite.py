@@ -27,7 +27,7 @@ from agentflow.store.operations_workers import (
     RetireWorker,
     Suspects,
 )
-from agentflow.store.protocol import ClaimedRun, HintListener, Micros, Operation
+from agentflow.store.protocol import ClaimedRun, HintListener, Micros, Operation, Queries
 from agentflow.store.queries import SqlQueries, sqlite_engine
 from agentflow.store.sqlite_backend import Lease, SqliteBackend, connect, monotonic_micros
 from agentflow.store.sqlite_files import LockFolder
@@ -46,7 +46,8 @@ class SqliteStore:
         self._hints = Hints()
         self._strict = durability == "strict"
         self._writer: Writer | None = None
-        self.queries = SqlQueries(lambda: sqlite_engine(self._path))
+        self._queries = SqlQueries(lambda: sqlite_engine(self._path))
+        self.queries: Queries = self._queries
 
     # ------------------------------------------------------------------------------------- open and close
 
@@ -62,7 +63,7 @@ class SqliteStore:
         """Commit what is queued, then let go of the file."""
         if self._writer is not None:
             await self._writer.close()
-        await self.queries.close()
+        await self._queries.close()
         self._locks.drop_all()
 
     async def migrate(self) -> None:

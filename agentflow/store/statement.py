@@ -148,6 +148,6 @@ def _has_values(element: Insert) -> bool:
 
 
 _SQLITE = Flavour(sqlite.dialect(paramstyle="qmark"), sqlite.insert)
-_POSTGRES = Flavour(asyncpg_dialect(), postgresql.insert)
+_POSTGRES = Flavour(asyncpg_dialect(), postgresql.insert)  # type: ignore[no-untyped-call]
 
 __all__ = ["Compiled", "Flavour", "Params", "Statement", "big", "flag", "small", "text"]

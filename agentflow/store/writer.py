@@ -175,6 +175,7 @@ class Writer:
     def _commit(self, batch: list[_Submission]) -> None:
         operations = [submission.operation for submission in batch]
         pause, conflicts, is_down = 0.01, 0, False
+        blamed: Exception | None = None
         while True:
             try:
                 if is_down:
@@ -191,7 +192,7 @@ class Writer:
                     is_down = True
                     time.sleep(pause * random.uniform(0.5, 1))
                 else:
-                    break_up = error
+                    blamed = error
                     break
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
@@ -200,7 +201,7 @@ class Writer:
                 self._answer(batch, outcomes, hints)
                 return
         if len(batch) == 1:
-            self._answer(batch, [break_up], [])
+            self._answer(batch, [blamed], [])
             return
         middle = len(batch) // 2
         self._commit(batch[:middle])

@@ -1,0 +1,231 @@
+"""A run's life in the store: start, suspend, release, finish, cancel."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentflow.runs import RunStatus
+from agentflow.store.protocol import (
+    Adopt,
+    Cancelled,
+    CancelRun,
+    CommitStep,
+    Done,
+    Fenced,
+    Finish,
+    Hint,
+    HintKind,
+    KeyConflict,
+    MailChanged,
+    Release,
+    RunKey,
+    SendSignal,
+    Started,
+    StartRun,
+    Status,
+    Suspend,
+)
+from tests.store.support import APP, FUNCTION, World, a_run, a_step, a_wait
+
+
+async def test_a_started_run_is_queued_and_tells_so(world: World) -> None:
+    run = a_run(tags=("vip",), trigger='{"id":"e"}')
+    assert await world.submit(StartRun(run, 1_000)) == Started(run.id, True, 0)
+    assert world.hints == [Hint(HintKind.READY)]
+    stored = await world.store.queries.get_run(run.id)
+    assert stored is not None
+    assert (stored.status, stored.input, stored.tags) == (RunStatus.QUEUED, {"n": 1}, ("vip",))
+
+
+async def test_a_start_played_again_creates_nothing(world: World) -> None:
+    run = a_run()
+    await world.submit(StartRun(run, 1_000))
+    assert await world.submit(StartRun(run, 1_000)) == Started(run.id, False, 0)
+
+
+async def test_an_owned_start_played_again_is_still_ours(world: World) -> None:
+    run = a_run()
+    assert await world.submit(StartRun(run, 1_000, owner=world.worker)) == Started(run.id, True, 1)
+    assert await world.submit(StartRun(run, 1_000, owner=world.worker)) == Started(run.id, False, 1)
+    assert await world.claim() == []
+
+
+async def test_a_start_by_a_fenced_worker_is_queued(world: World) -> None:
+    run = a_run()
+    assert await world.submit(StartRun(run, 1_000, owner="nobody")) == Started(run.id, True, 0)
+    assert await world.store.queries.get_status(run.id) is RunStatus.QUEUED
+
+
+async def test_an_idempotency_key_gives_the_first_run_until_its_time_is_over(world: World) -> None:
+    first = a_run(idempotency_key="k", idempotency_digest="d", idempotency_until=5_000)
+    await world.submit(StartRun(first, 1_000))
+    again = a_run(idempotency_key="k", idempotency_digest="d", idempotency_until=5_000)
+    assert await world.submit(StartRun(again, 4_999)) == Started(first.id, False, 0)
+    other = a_run(idempotency_key="k", idempotency_digest="x", idempotency_until=5_000)
+    assert await world.submit(StartRun(other, 4_999)) == KeyConflict(first.id)
+    assert await world.store.queries.get_run(other.id) is None
+    late = a_run(idempotency_key="k", idempotency_digest="x", idempotency_until=9_000)
+    assert await world.submit(StartRun(late, 5_000)) == Started(late.id, True, 0)
+
+
+async def test_a_suspended_run_leaves_its_worker_until_it_is_due(world: World) -> None:
+    key = await world.start()
+    assert await world.submit(Suspend(key, 0, Status.SLEEPING, 5_000, "asleep")) == Done(0)
+    assert await world.claim(now=4_999) == []
+    claimed = await world.claim_one(now=5_000)
+    assert (claimed.key.epoch, claimed.reason) == (2, "asleep")
+
+
+async def test_suspending_is_refused_when_mail_came_and_takes_the_adopted_count(world: World) -> None:
+    key = await world.start()
+    await world.wait(key, a_wait())
+    await world.submit(SendSignal("s", "go", "1", 1_500))
+    assert await world.submit(Suspend(key, 0, Status.WAITING, 9_000)) == MailChanged(1, False)
+    assert await world.submit(Suspend(key, 1, Status.WAITING, 9_000)) == MailChanged(1, False)  # still unread
+    adopted = await world.submit(Adopt(key, 1, 1_500))
+    assert await world.submit(Suspend(key, adopted.mail, Status.WAITING, 9_000)) == Done(1)
+
+
+async def test_suspending_is_refused_when_a_cancel_was_asked(world: World) -> None:
+    key = await world.start()
+    await world.submit(CancelRun(key.run_id, "enough", 1_500))
+    assert await world.submit(Suspend(key, 0, Status.WAITING, 9_000)) == MailChanged(0, True)
+
+
+async def test_a_suspend_played_again_is_done_also_after_a_delivery(world: World) -> None:
+    key = await world.start()
+    await world.wait(key, a_wait())
+    suspend = Suspend(key, 0, Status.WAITING, 9_000)
+    await world.submit(suspend)
+    assert await world.submit(suspend) == Done(0)
+    await world.submit(SendSignal("s", "go", "1", 1_500))
+    assert await world.submit(suspend) == Done(1)
+    claimed = await world.claim_one()
+    assert claimed.steps[0].key == "w"
+    assert isinstance(await world.submit(suspend), Fenced)
+
+
+async def test_a_released_run_can_be_claimed_at_once(world: World) -> None:
+    key = await world.start()
+    assert await world.submit(Release(key, 1_500)) == Done()
+    assert await world.submit(Release(key, 1_500)) == Done()
+    assert (await world.claim_one(now=1_500)).key == RunKey(key.run_id, world.worker, 2)
+
+
+async def test_finishing_stores_the_result_and_tells(world: World) -> None:
+    key = await world.start()
+    await world.wait(key, a_wait())
+    finish = Finish(key, Status.COMPLETED, '"ok"', None, None, 3_000)
+    assert await world.submit(finish) == Done()
+    assert Hint(HintKind.ENDED, key.run_id) in world.hints
+    assert await world.submit(finish) == Done()  # played again
+    run = await world.store.queries.get_run(key.run_id)
+    assert run is not None
+    assert (run.status, run.output, run.waiting) == (RunStatus.COMPLETED, "ok", [])
+    assert isinstance(await world.step(key), Fenced)
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "error", "expected"),
+    [
+        (Status.COMPLETED, '{"x":1}', None, (True, '{"x":1}', None)),
+        (Status.FAILED, None, '{"name":"Boom"}', (False, None, '{"for":"parent"}')),
+    ],
+)
+async def test_a_child_s_end_is_delivered_to_its_parent(
+    world: World,
+    status: Status,
+    output: str | None,
+    error: str | None,
+    expected: tuple[bool, str | None, str | None],
+) -> None:
+    parent = await world.start()
+    child = a_run(parent_id=parent.run_id, parent_key="call", root_id=parent.run_id)
+    await world.wait(parent, a_wait("call", "invoke", child.id), child=child)
+    await world.submit(Suspend(parent, 0, Status.WAITING, 9_000))
+    claimed = await world.claim_one()
+    assert (claimed.key.run_id, claimed.parent_key) == (child.id, "call")
+    parent_error = '{"for":"parent"}' if error else None
+    await world.submit(Finish(claimed.key, status, output, error, None, 3_000, parent_error))
+    woken = await world.claim_one(now=3_000)
+    assert woken.key.run_id == parent.run_id
+    [step] = woken.steps
+    assert (step.ok, step.output, step.error) == expected
+    assert (step.kind, step.seq, step.ended_at) == ("invoke", 1, 3_000)
+
+
+async def test_a_detached_child_wakes_nobody_and_outlives_its_parent(world: World) -> None:
+    parent = await world.start()
+    child = a_run(parent_id=parent.run_id, parent_key=None, root_id=parent.run_id)
+    await world.wait(parent, a_wait("call", "invoke", child.id), child=child)
+    await world.submit(CancelRun(parent.run_id, None, 2_000))
+    await world.submit(Finish(parent, Status.CANCELLED, None, None, None, 2_000))
+    assert (await world.claim_one()).key.run_id == child.id
+
+
+async def test_cancelling_ends_what_waits_and_asks_what_runs_down_the_tree(world: World) -> None:
+    parent = await world.start()
+    children = []
+    for name in ("one", "two"):
+        child = a_run(parent_id=parent.run_id, parent_key=name, root_id=parent.run_id)
+        await world.wait(parent, a_wait(name, "invoke", child.id), child=child)
+        children.append(child.id)
+    running = (await world.claim(limit=1))[0].key.run_id
+    [queued] = set(children) - {running}
+    world.hints.clear()
+    outcome = await world.submit(CancelRun(parent.run_id, "stop", 2_500))
+    assert outcome == Cancelled(RunStatus.RUNNING, (queued,), (parent.run_id, running))
+    assert {
+        Hint(HintKind.ENDED, queued),
+        Hint(HintKind.MAIL, parent.run_id),
+        Hint(HintKind.MAIL, running),
+    } <= set(world.hints)
+    assert (await world.step(parent)).cancel is True
+    mail = await world.store.list_mail(world.worker)
+    assert {(run_id, cancel) for run_id, _, cancel in mail} == {(parent.run_id, True), (running, True)}
+    ended = await world.store.queries.get_run(queued)
+    assert ended is not None
+    assert (ended.status, ended.reason) == (RunStatus.CANCELLED, "stop")
+
+
+async def test_cancelling_a_child_fails_its_parent_s_step(world: World) -> None:
+    parent = await world.start()
+    child = a_run(parent_id=parent.run_id, parent_key="call", root_id=parent.run_id)
+    await world.wait(parent, a_wait("call", "invoke", child.id), child=child)
+    outcome = await world.submit(CancelRun(child.id, "why not", 2_500))
+    assert outcome == Cancelled(RunStatus.QUEUED, (child.id,), ())
+    [step] = (await world.submit(Adopt(parent, 1, 2_500))).steps
+    assert step.ok is False
+    assert json.loads(step.error)["name"] == "RunCancelled"
+
+
+async def test_cancelling_what_has_ended_or_is_not_there_does_nothing(world: World) -> None:
+    key = await world.start()
+    await world.submit(Finish(key, Status.FAILED, None, '{"name":"E","message":"m"}', None, 2_000))
+    assert await world.submit(CancelRun(key.run_id, None, 2_500)) == Cancelled(RunStatus.FAILED, (), ())
+    assert await world.submit(CancelRun("nothing", None, 2_500)) == Cancelled(None, (), ())
+
+
+async def test_a_step_and_the_finish_of_one_batch_are_both_done(world: World) -> None:
+    key = await world.start()
+    step = world.store.submit(CommitStep(key, a_step()))
+    finish = world.store.submit(Finish(key, Status.COMPLETED, "1", None, None, 2_000))
+    late = world.store.submit(CommitStep(key, a_step("late", 2)))
+    assert (await step, await finish) == (Done(), Done())
+    assert isinstance(await late, Fenced)
+
+
+async def test_a_paused_function_s_runs_stay_queued(world: World, ready_url: str) -> None:
+    from agentflow.store.protocol import FunctionInfo, RegisterFunctions
+
+    await world.queue()
+    info = FunctionInfo(APP, FUNCTION, "1", "[]", "{}", "{}", paused_at=5)
+    await world.submit(RegisterFunctions((info,), 1_000))
+    assert await world.claim() == []
+    assert await world.store.next_ready_at(app=APP, functions=[FUNCTION]) is None
+    # Registering again, as each start of a worker does, does not resume it.
+    await world.submit(RegisterFunctions((FunctionInfo(APP, FUNCTION, "2", "[]", "{}", "{}"),), 1_000))
+    [stored] = await world.store.queries.list_functions(app=APP)
+    assert (stored.version, stored.paused_at) == ("2", 5)
