@@ -216,6 +216,7 @@ class App:
             self._workers.clear()
             client, self._client, self._loop = self._client, None, None
             self._users = 0
+            await client.watchers.close()
             await client.store.close()
 
     async def __aenter__(self) -> App:
@@ -252,6 +253,7 @@ class App:
             settings=client.settings,
             clock=client.clock,
             list_functions=client.list_functions,
+            on_ended=client.watchers.note_end,
             concurrency=concurrency or client.settings.concurrency,
         )
         self._registry.freeze("started")

@@ -80,7 +80,7 @@ class Client:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self.watchers = Watchers()
+        self.watchers = Watchers(self.store)
         self.runs = Runs(self)
         self.approvals = Approvals(self)
         self.functions = Functions(self)
@@ -105,8 +105,8 @@ class Client:
             future.add_done_callback(lambda done: _begin(worker, run, owner, done))
         answer = await future
         match answer:
-            case Started(run_id=run_id):
-                return self._handle(run_id, resolved)
+            case Started(run_id=run_id, created=created):
+                return self._handle(run_id, resolved, is_new=created)
             case KeyConflict(run_id=run_id):
                 raise IdempotencyConflict(
                     f"idempotency key {idempotency_key!r} of {resolved.id!r} was used with other data, for run {run_id}"
@@ -195,9 +195,11 @@ class Client:
         known = {(info.app, info.id) for info in own}
         return [*own, *(info for info in self._functions if (info.app, info.id) not in known)]
 
-    def _handle(self, run_id: str, function: Function[Any, Any] | FunctionRef | None) -> RunHandle[Any]:
+    def _handle(
+        self, run_id: str, function: Function[Any, Any] | FunctionRef | None, *, is_new: bool = False
+    ) -> RunHandle[Any]:
         codec = function.output_codec if isinstance(function, Function) else PLAIN
-        return RunHandle(run_id, store=self.store, watchers=self.watchers, codec=codec)
+        return RunHandle(run_id, store=self.store, watchers=self.watchers, codec=codec, is_new=is_new)
 
 
 class Runs:

@@ -155,6 +155,8 @@ class Registry:
 
     def resolve(self, target: Target) -> Function[Any, Any] | FunctionRef:
         """The function itself where it is known here, else a reference to one that another app may have."""
+        if isinstance(target, Function) and self._functions.get(target.id) is target:
+            return target
         if isinstance(target, str):
             target = FunctionRef(target)
         if isinstance(target, FunctionRef):

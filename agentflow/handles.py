@@ -4,62 +4,147 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
 
 from agentflow.codec import PLAIN, Codec
 from agentflow.errors import NotFound, RunCancelled, RunFailed, RunSkipped
-from agentflow.runs import ErrorInfo, Run, RunStatus, StreamItem
+from agentflow.runs import End, ErrorInfo, Run, RunStatus, StreamItem
 from agentflow.store.protocol import Hint, HintKind, Store
 
 R = TypeVar("R")
 
+logger = logging.getLogger("agentflow.client")
+
+SHORTEST_PAUSE = 0.01
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
+MOST_ENDS = 1000
+LARGEST_END = 64 * 1024
+UNKNOWN_ERROR = '{"name": "Error", "message": "the run failed, and its error could not be read"}'
 
 
 class Watchers:
-    """Wakes those in this process who wait for news of a run; the poll makes up for hints that do not come."""
+    """Tells those in this process who wait for a run: at once what ended here, by one poll for all what ended elsewhere.
 
-    def __init__(self) -> None:
-        self._events: dict[str, set[asyncio.Event]] = {}
+    The ends of the latest runs of this process are kept, so that asking for a result costs no read.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ends: OrderedDict[str, End] = OrderedDict()
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._watches: dict[str, set[Watch]] = {}
+        self._poller: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     def hear(self, hint: Hint) -> None:
+        """Take a hint from the store."""
         if hint.kind is HintKind.ANY:
-            for events in self._events.values():
-                _set_all(events)
+            self._hurry.set()
+            for watches in self._watches.values():
+                for watch in watches:
+                    watch.hurry()
         elif hint.run_id is not None and hint.kind is not HintKind.READY:
-            _set_all(self._events.get(hint.run_id, set()))
+            for watch in self._watches.get(hint.run_id, ()):
+                watch.wake()
+            if hint.kind is HintKind.ENDED and hint.run_id not in self._ends:
+                # If it ended in this process its worker is about to say how; else the poll reads it.
+                self._hurry.set()
+
+    def note_end(self, end: End) -> None:
+        """A run has ended in this process, and that is committed."""
+        if len(end.output or "") + len(end.error or "") <= LARGEST_END:
+            self._ends[end.run_id] = end
+            if len(self._ends) > MOST_ENDS:
+                self._ends.popitem(last=False)
+        self._tell(end.run_id)
+
+    def find_end(self, run_id: str) -> End | None:
+        return self._ends.get(run_id)
+
+    async def ended(self, run_id: str) -> None:
+        """Wait until the run has ended."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run_id, set()).add(future)
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.get_running_loop().create_task(self._poll(), name="agentflow-ends")
+        try:
+            await future
+        finally:
+            waiting = self._waiting.get(run_id, set())
+            waiting.discard(future)
+            if not waiting:
+                self._waiting.pop(run_id, None)
 
     def watch(self, run_id: str) -> Watch:
-        return Watch(self._events, run_id)
+        return Watch(self._watches, run_id)
+
+    async def close(self) -> None:
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+
+    async def _poll(self) -> None:
+        pause = FIRST_PAUSE
+        while self._waiting:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._hurry.wait()
+                # There may be many hints: one look serves all that come in a while.
+                self._hurry.clear()
+                await asyncio.sleep(SHORTEST_PAUSE)
+                pause = FIRST_PAUSE
+            except TimeoutError:
+                pause = min(pause * 2, LONGEST_PAUSE)
+            try:
+                for run_id in await self._store.queries.list_ended(list(self._waiting)):
+                    self._tell(run_id)
+            except Exception:
+                logger.exception("could not look which runs have ended; trying again")
+                pause = LONGEST_PAUSE
+
+    def _tell(self, run_id: str) -> None:
+        for future in self._waiting.get(run_id, ()):
+            if not future.done():
+                future.set_result(None)
 
 
 class Watch:
-    """A context in which `news` returns when there may be some."""
+    """A context in which `news` returns when there may be some of a run."""
 
-    def __init__(self, events: dict[str, set[asyncio.Event]], run_id: str) -> None:
-        self._events = events
+    def __init__(self, watches: dict[str, set[Watch]], run_id: str) -> None:
+        self._watches = watches
         self._run_id = run_id
         self._event = asyncio.Event()
         self._pause = FIRST_PAUSE
 
     def __enter__(self) -> Watch:
-        self._events.setdefault(self._run_id, set()).add(self._event)
+        self._watches.setdefault(self._run_id, set()).add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        watching = self._events[self._run_id]
-        watching.discard(self._event)
+        watching = self._watches[self._run_id]
+        watching.discard(self)
         if not watching:
-            del self._events[self._run_id]
+            del self._watches[self._run_id]
+
+    def wake(self) -> None:
+        self._pause = FIRST_PAUSE
+        self._event.set()
+
+    def hurry(self) -> None:
+        """Look soon; not at once, as there may be many such hints."""
+        if self._pause > FIRST_PAUSE:
+            self.wake()
 
     async def news(self) -> None:
         """Wait for a hint, or for the next poll."""
         try:
             async with asyncio.timeout(self._pause):
                 await self._event.wait()
-            self._pause = FIRST_PAUSE
         except TimeoutError:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._event.clear()
@@ -68,8 +153,17 @@ class Watch:
 class RunHandle(Generic[R]):
     """A run by its id. Works from any process that has opened the same database."""
 
-    def __init__(self, run_id: str, *, store: Store, watchers: Watchers, codec: Codec[Any] = PLAIN) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        store: Store,
+        watchers: Watchers,
+        codec: Codec[Any] = PLAIN,
+        is_new: bool = False,
+    ) -> None:
         self.id = run_id
+        self._is_new = is_new
         self._store = store
         self._watchers = watchers
         self._codec = codec
@@ -91,10 +185,7 @@ class RunHandle(Generic[R]):
         run goes on then.
         """
         async with asyncio.timeout(timeout):
-            await self._wait_for_end()
-        run = await self._store.queries.get_run(self.id)
-        assert run is not None, "a run that has ended is not removed at once"
-        return self._output_of(run)
+            return self._result_of(await self._wait_for_end())
 
     async def stream(self, after: int = 0) -> AsyncIterator[StreamItem]:
         """The run's steps and text as they come, those with a `seq` over `after`; ends with an item `done`.
@@ -123,28 +214,35 @@ class RunHandle(Generic[R]):
                     yield StreamItem(seq=seq, kind=f"run.{run.status}", data={"waiting": waiting})
                 await watch.news()
 
-    async def _wait_for_end(self) -> None:
-        with self._watchers.watch(self.id) as watch:
-            while not (await self.status()).is_final:
-                await watch.news()
+    async def _wait_for_end(self) -> End:
+        end = self._watchers.find_end(self.id)
+        if end is None:
+            # A run that was stored a moment ago is not looked up: its end will be told.
+            if not self._is_new and (await self.status()).is_final:
+                return await self._read_end()
+            self._is_new = False
+            await self._watchers.ended(self.id)
+            end = self._watchers.find_end(self.id)
+        return end or await self._read_end()
 
-    def _output_of(self, run: Run) -> R:
-        match run.status:
+    async def _read_end(self) -> End:
+        run = await self._store.queries.get_run(self.id)
+        assert run is not None, "a run that has ended is not removed at once"
+        error = None if run.error is None else run.error.model_dump_json()
+        return End(run.id, run.status, json.dumps(run.output), error, run.reason)
+
+    def _result_of(self, end: End) -> R:
+        match end.status:
             case RunStatus.COMPLETED:
-                return cast(R, self._codec.decode(json.dumps(run.output)))
+                return cast(R, self._codec.decode(end.output or "null"))
             case RunStatus.CANCELLED:
-                raise RunCancelled(run.id, run.reason)
+                raise RunCancelled(end.run_id, end.reason)
             case RunStatus.SKIPPED:
-                raise RunSkipped(run.id, run.reason)
+                raise RunSkipped(end.run_id, end.reason)
             case _:
-                raise RunFailed(run.id, run.error or ErrorInfo(name="Error", message="unknown"))
+                raise RunFailed(end.run_id, ErrorInfo.model_validate_json(end.error or UNKNOWN_ERROR))
 
 
 def _end_of(run: Run) -> dict[str, Any]:
     error = None if run.error is None else {"name": run.error.name, "message": run.error.message}
     return {"status": run.status, "reason": run.reason, "output": run.output, "error": error}
-
-
-def _set_all(events: set[asyncio.Event]) -> None:
-    for event in events:
-        event.set()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -131,6 +131,16 @@ class StreamItem(Record):
     step_key: str | None = None
     attempt: int = 0
     data: Any = None
+
+
+class End(NamedTuple):
+    """How a run ended; payloads as JSON text."""
+
+    run_id: str
+    status: RunStatus
+    output: str | None
+    error: str | None
+    reason: str | None
 
 
 class Page(BaseModel, Generic[T]):

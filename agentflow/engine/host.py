@@ -11,6 +11,7 @@ from typing import Protocol
 
 from agentflow.clock import Clock, VirtualClock
 from agentflow.functions import Registry
+from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.store.protocol import FunctionInfo, Micros, Store
 
@@ -65,3 +66,4 @@ class Host:
     rng: random.Random
     list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]]
     is_draining: Callable[[], bool]
+    on_ended: Callable[[End], None]

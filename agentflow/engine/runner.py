@@ -46,7 +46,7 @@ from agentflow.keys import escape, make_key
 from agentflow.info import StepInfo, current_body
 from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, retry_policy
 from agentflow.durations import parse_duration
-from agentflow.runs import StepKind
+from agentflow.runs import End, RunStatus, StepKind
 from agentflow.starts import new_event, trigger_event
 from agentflow.step import Body, RawId, Step, TakenKey, Wait
 from agentflow.store.protocol import (
@@ -796,7 +796,11 @@ class Runner:
             Finish(self.run_key, status, output, error, reason, self.now(), _foreign(parent_error))
         )
         point("after_finish")
-        return Lost(answer.why) if isinstance(answer, Fenced) else verdict
+        if isinstance(answer, Fenced):
+            return Lost(answer.why)
+        if status is not Status.CANCELLED:  # its reason is in the database alone
+            self.host.on_ended(End(self.run_id, RunStatus(status.name.lower()), output, error, reason))
+        return verdict
 
     # ------------------------------------------------------------------------------------- writing
 

@@ -18,6 +18,7 @@ from agentflow.engine.wakeups import Wakeups
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
 from agentflow.ids import new_id
+from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, RunKey, Store
 
@@ -43,6 +44,7 @@ class Worker:
         clock: Clock,
         list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]],
         concurrency: int,
+        on_ended: Callable[[End], None],
         version: str = "",
     ) -> None:
         if concurrency < 1:
@@ -80,6 +82,7 @@ class Worker:
             rng=self._rng,
             list_functions=list_functions,
             is_draining=lambda: self._is_draining,
+            on_ended=on_ended,
         )
         self._claims = Claims(
             store,
@@ -119,6 +122,7 @@ class Worker:
         await self._register()
         self._unsubscribe = self._store.subscribe(self._wakeups.hear)
         await self._reaper.run_once()
+        await self._claims.run_once()
         self._loops = [
             asyncio.create_task(self._claims.run(), name="agentflow-claims"),
             asyncio.create_task(self._reaper.run(), name="agentflow-reaper"),
