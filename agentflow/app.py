@@ -13,7 +13,7 @@ from agentflow.clock import Clock, OffsetClock, SystemClock
 from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import ConfigurationError
-from agentflow.events import EventTrigger
+from agentflow.events import CronTrigger, EventTrigger
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
 from agentflow.retry import Retry
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 UserFunction = Callable[[Context[T], Step], Awaitable[R]]
+
+Trigger = EventTrigger | CronTrigger | str
 
 MOST_TRIGGERS = 10
 LATER = (
@@ -97,7 +99,7 @@ class App:
         self,
         id: str | None = None,
         *,
-        on: EventTrigger | str | Sequence[EventTrigger | str] | None = ...,
+        on: Trigger | Sequence[Trigger] | None = ...,
         retries: int = ...,
         retry: Retry | None = ...,
         step_timeout: Duration | None = ...,
@@ -108,7 +110,7 @@ class App:
         self,
         id: Any = None,
         *,
-        on: EventTrigger | str | Sequence[EventTrigger | str] | None = None,
+        on: Trigger | Sequence[Trigger] | None = None,
         retries: int = 4,
         retry: Retry | None = None,
         step_timeout: Duration | None = None,
@@ -387,15 +389,17 @@ async def _database_clock(store: Store) -> Clock:
 
 
 def _triggers(
-    name: str, on: EventTrigger | str | Sequence[EventTrigger | str] | None
+    name: str, on: Trigger | Sequence[Trigger] | None
 ) -> tuple[EventTrigger, ...]:
-    given = [] if on is None else [on] if isinstance(on, EventTrigger | str) else list(on)
+    given = [] if on is None else [on] if isinstance(on, EventTrigger | CronTrigger | str) else list(on)
     if len(given) > MOST_TRIGGERS:
         raise ConfigurationError(f"function {name!r} has {len(given)} triggers: {MOST_TRIGGERS} at most")
     triggers = []
     for trigger in given:
         if isinstance(trigger, str):
             trigger = EventTrigger(name=trigger)
+        if isinstance(trigger, CronTrigger):
+            raise ConfigurationError(f"function {name!r}: cron triggers are not in this version yet")
         if not isinstance(trigger, EventTrigger):
             raise ConfigurationError(f"function {name!r}: on={trigger!r} is no trigger; give an event's name")
         if not trigger.name:
