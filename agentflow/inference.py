@@ -106,7 +106,7 @@ class Inference:
             self._step,
             id,
             prepare,
-            name=_name_of(model),
+            name=name_of(model),
             models=lambda: [resolve_model(candidate) for candidate in models],
             stream=stream,
             retry=retry,
@@ -255,7 +255,7 @@ def _reader(memo: ModelMemo, models: Sequence[ModelLike]) -> Model:
     return resolve_model(memo.model)
 
 
-def _name_of(model: ModelLike) -> str:
+def name_of(model: ModelLike) -> str:
     if isinstance(model, str):
         return model
     return model_ref(model) if isinstance(model, Model) else f"function:{getattr(model, '__name__', 'model')}"

@@ -1,0 +1,231 @@
+"""`Agent`: a model with instructions and tools, run as a loop of durable steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from types import UnionType
+from typing import Any, Generic, Union, cast
+
+from typing_extensions import TypeVar
+
+from agentflow.agents.guardrails import GuardFunction, Guardrail, as_guardrails
+from agentflow.agents.handoffs import handoff_name
+from agentflow.agents.limits import Limits
+from agentflow.agents.loop import Loop
+from agentflow.agents.result import AgentResult, Prompt
+from agentflow.agents.stream import stream_of
+from agentflow.agents.subagents import AgentInput, AgentTool
+from agentflow.agents.surroundings import DepsFactory
+from agentflow.agents.tools import Tool, ToolLike, as_tools
+from agentflow.codec import codec_for
+from agentflow.context import Context
+from agentflow.errors import ConfigurationError
+from agentflow.functions import Function
+from agentflow.inference import check_billing
+from agentflow.models.ledger import Billing
+from agentflow.models.output import FINAL_ANSWER
+from agentflow.models.registry import ModelLike
+from agentflow.models.response import Delta, ModelSettings
+from agentflow.step import Step, scoped
+
+T = TypeVar("T", default=str)
+Deps = TypeVar("Deps", default=Any)
+
+Instructions = str | Callable[[Context[Any]], str | Awaitable[str]]
+
+_NAME = re.compile(r"[\w.-]{1,200}")
+
+
+class Agent(Generic[T, Deps]):
+    """A model that works with tools until it can give an output.
+
+    `model` is "provider:model", a `Model`, or an async function of a `ModelRequest`. `output` is any type pydantic
+    knows. `deps` makes, in each process, what tools find in `ctx.deps`; it is never stored. `fallback` models are
+    asked only after a failure that was not billed.
+
+        support = Agent("support", model="anthropic:claude-sonnet-4-5", tools=[lookup_order, refund], output=Resolution)
+        app.add(support)                                     # POST /agents/support/runs
+        result = await support.run(step, "Where is my order?")   # or as steps of any function
+
+    Every model call and tool call is a step: `support#0/turn0/model`, `support#0/turn0/0:lookup_order`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: ModelLike,
+        instructions: Instructions | None = None,
+        tools: Sequence[ToolLike] = (),
+        output: type[T] | UnionType = cast("type[T]", str),  # noqa: B008 - a cast is no call
+        handoffs: Sequence[Agent[Any, Any]] = (),
+        limits: Limits | None = None,
+        settings: ModelSettings | None = None,
+        guardrails: Sequence[Guardrail | GuardFunction] = (),
+        fallback: Sequence[ModelLike] = (),
+        billing: Billing = "at_least_once",
+        deps: DepsFactory | None = None,
+        compaction: Any = None,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(f"Agent({name!r}): a name has letters, digits, '.', '-' and '_'")
+        self.name = name
+        self.model = model
+        self.instructions = instructions
+        self.tools: tuple[Tool[..., Any], ...] = as_tools(tools, of=f"agent {name!r}")
+        self.output: Any = output
+        self.handoffs: tuple[Agent[Any, Any], ...] = tuple(handoffs)
+        self.limits = limits or Limits()
+        self.settings = settings or ModelSettings()
+        self.guardrails = as_guardrails(guardrails)
+        self.fallback = tuple(fallback)
+        self.billing = billing
+        self.deps = deps
+        self._functions: dict[str, AgentFunction] = {}
+        self._check(compaction)
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name}>"
+
+    def run(
+        self, step: Step, prompt: Prompt, *, deps: Deps | None = None, thread: str | None = None
+    ) -> Coroutine[Any, Any, AgentResult[T]]:
+        """Run the agent as steps of this run. Its steps are numbered when this is called: `support#0/...`.
+
+        `deps` stands for what the agent's `deps` factory would make. Raises `BudgetExceeded`, `OutputInvalid`,
+        `Refused`, `GuardrailTripped`, `ProviderError`, and `StepError` when a tool failed for good.
+        """
+        check_thread(thread)
+        return Loop(self, scoped(step, self.name), prompt, deps=deps).execute()
+
+    def stream(
+        self, step: Step, prompt: Prompt, *, deps: Deps | None = None, thread: str | None = None
+    ) -> AsyncIterator[Delta | AgentResult[T]]:
+        """Run the agent and give what its models say while they say it; the last item is the `AgentResult`.
+
+        On replay there are no deltas.
+        """
+        check_thread(thread)
+        own = scoped(step, self.name)
+        return stream_of(lambda listen: Loop(self, own, prompt, deps=deps, on_delta=listen).execute())
+
+    def as_tool(self, description: str, *, name: str | None = None) -> AgentTool:
+        """The agent as another one's tool: it takes a `prompt`, and its work is a run of its own."""
+        return AgentTool(self, description, name=name or self.name)
+
+    def as_function(self, app: str = "") -> AgentFunction:
+        """The durable function `agents/<name>` of an app; its input is `AgentInput` or a str."""
+        if app not in self._functions:
+            self._functions[app] = AgentFunction(self, app)
+        return self._functions[app]
+
+    def override(self, **changes: Any) -> Agent[T, Deps]:
+        """The same agent but for these arguments of `Agent(...)`: `agent.override(model="openai:gpt-5-mini")`."""
+        given: dict[str, Any] = {
+            name: changes.pop(name, getattr(self, name)) for name in _ARGUMENTS if name != "name"
+        }
+        if changes:
+            raise ConfigurationError(
+                f"agent {self.name!r} has no {', '.join(map(repr, changes))} to override"
+            )
+        return Agent(self.name, **given)
+
+    def sub_agents(self) -> list[Agent[Any, Any]]:
+        """Every other agent that it can call or hand over to, and theirs."""
+        found: list[Agent[Any, Any]] = []
+        pending: list[Agent[Any, Any]] = [self]
+        while pending:
+            agent = pending.pop()
+            for other in agent.related:
+                if other is not self and not any(other is known for known in found):
+                    found.append(other)
+                    pending.append(other)
+        return found
+
+    @property
+    def related(self) -> list[Agent[Any, Any]]:
+        """The agents that it calls or hands over to itself."""
+        return [*(tool.agent for tool in self.tools if isinstance(tool, AgentTool)), *self.handoffs]
+
+    def output_type(self) -> Any:
+        """What a run of it may end with: its own output, or that of an agent it hands over to."""
+        seen: list[Agent[Any, Any]] = [self]
+        for agent in seen:
+            seen += [other for other in agent.handoffs if not any(other is known for known in seen)]
+        return Union[tuple(agent.output for agent in seen)]  # noqa: UP007 - their number is not known
+
+    def _check(self, compaction: Any) -> None:
+        check_billing(self.billing)
+        if compaction is not None:
+            raise ConfigurationError(f"agent {self.name!r}: compaction= is not supported by this version")
+        if (
+            self.instructions is not None
+            and not isinstance(self.instructions, str)
+            and not callable(self.instructions)
+        ):
+            raise ConfigurationError(
+                f"agent {self.name!r}: instructions= is a str or a function of the Context"
+            )
+        for other in self.handoffs:
+            if not isinstance(other, Agent):
+                raise ConfigurationError(f"agent {self.name!r}: handoffs={other!r}: give agents")
+        names = [*(tool.name for tool in self.tools), *(handoff_name(other.name) for other in self.handoffs)]
+        for name in names:
+            if names.count(name) > 1 or name == FINAL_ANSWER:
+                why = "is the tool of the structured output" if name == FINAL_ANSWER else "is there twice"
+                raise ConfigurationError(
+                    f"agent {self.name!r}: the tool name {name!r} {why}: give another name="
+                )
+        codec_for(self.output)  # raises for what has no JSON form
+
+
+_ARGUMENTS = (
+    "name",
+    "model",
+    "instructions",
+    "tools",
+    "output",
+    "handoffs",
+    "limits",
+    "settings",
+    "guardrails",
+    "fallback",
+    "billing",
+    "deps",
+)
+
+
+class AgentFunction(Function[AgentInput, Any]):
+    """An agent as a durable function."""
+
+    def __init__(self, agent: Agent[Any, Any], app: str) -> None:
+        self.agent = agent
+
+        async def run_agent(context: Context[AgentInput], step: Step) -> Any:
+            given = context.data
+            check_thread(given.thread)
+            loop = Loop(agent, scoped(step, agent.name), given.prompt, budget=given.budget)
+            return (await loop.execute()).output
+
+        super().__init__(
+            run_agent,
+            id=f"agents/{agent.name}",
+            app=app,
+            input_type=AgentInput,
+            output_type=agent.output_type(),
+            description=agent.instructions.strip().partition("\n")[0]
+            if isinstance(agent.instructions, str)
+            else "",
+            is_agent=True,
+            related=tuple(agent.related),
+        )
+
+
+def check_thread(thread: str | None) -> None:
+    """Raise `ConfigurationError`: threads come with a later version."""
+    if thread is not None:
+        raise ConfigurationError(
+            f"thread={thread!r}: threads are not supported by this version; "
+            "keep result.messages yourself and give them as the prompt"
+        )

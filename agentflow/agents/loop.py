@@ -1,0 +1,349 @@
+"""The loop of an agent's run: ask the model, make the tool calls it wants, and again, until it gives its output.
+
+Nothing of it is stored but the steps. On replay the loop runs again over their memos and comes to where it stood.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic
+
+from pydantic import BaseModel
+
+from agentflow.agents.calls import Answer, Made, Told, answer_all
+from agentflow.agents.guardrails import Guardrail, On
+from agentflow.agents.handoffs import handoff_name, handoff_spec
+from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
+from agentflow.agents.result import AgentResult, Prompt, T
+from agentflow.agents.subagents import AgentTool, Delegated
+from agentflow.agents.surroundings import Surroundings
+from agentflow.codec import Codec, codec_for
+from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
+from agentflow.inference import Asked, DeltaListener, Question, ask_model, check_unchanged, name_of, read_memo
+from agentflow.models.messages import Message, TextPart, ToolCall, ToolResult, to_messages
+from agentflow.models.output import FINAL_ANSWER, ask_again
+from agentflow.models.protocol import Model, model_ref
+from agentflow.models.registry import resolve_model
+from agentflow.models.response import ModelResponse, ToolSpec
+from agentflow.runs import StepKind
+from agentflow.step import Attempt, Body, RawId, Step, runner_of, take_key
+
+if TYPE_CHECKING:
+    from agentflow.agents.agent import Agent
+
+MOST_ASKS_AGAIN = 2
+"""How often an output that does not validate is asked for again."""
+
+
+class Pinned(BaseModel):
+    """What an agent began with, stored beside its first answer: a deploy meanwhile changes nothing of it."""
+
+    model: str
+    instructions: str | None
+    tools: list[ToolSpec]
+    started_at: int
+
+
+class Kept(BaseModel):
+    """What is stored beside a model's answer."""
+
+    pinned: Pinned | None = None
+    sub_agents: SubAgents | None = None
+    """What the sub-agents of the turn before have used."""
+
+
+class Loop(Generic[T]):
+    """One run of an agent inside a run. `step` is scoped to it."""
+
+    def __init__(
+        self,
+        agent: Agent[T, Any],
+        step: Step,
+        prompt: Prompt,
+        *,
+        deps: Any = None,
+        budget: Limits | None = None,
+        on_delta: DeltaListener | None = None,
+    ) -> None:
+        self._first = agent
+        self._active: Agent[Any, Any] = agent
+        self._step = step
+        self._runner = runner_of(step)
+        self._prompt = prompt
+        self._deps = deps
+        self._budget = Budget(agent.name, agent.limits, budget)
+        self._on_delta = on_delta
+        self._messages: list[Message] = []
+        self._spent = Spent()
+        self._asked_again = 0
+        self._steps: list[str] = []
+        self._pins: dict[str, Pinned] = {}
+        self._around: dict[str, Surroundings] = {}
+        self._unpaid: list[str] = []
+        self._started_at: int | None = None
+
+    async def execute(self) -> AgentResult[T]:
+        """Go on until there is an output."""
+        await self._check_registered()
+        self._messages = await self._conversation()
+        while True:
+            try:
+                response = await self._ask()
+            except OutputInvalid as invalid:
+                self._ask_again(invalid)
+                continue
+            self._messages += response.messages
+            if response.finish_reason in ("refusal", "content_filter"):
+                raise self._refusal(response)
+            if response.finish_reason == "pause":
+                continue
+            if is_final(response):
+                self._answer_the_rest(response.tool_calls, "Not called: the final answer was given.")
+                return await self._result(response)
+            await self._make_calls(response.tool_calls)
+
+    # ------------------------------------------------------------------------------------ before the first turn
+
+    async def _check_registered(self) -> None:
+        for agent in self._first.sub_agents():
+            try:
+                await self._runner.resolve_target(agent)
+            except NotFound as error:
+                raise ConfigurationError(
+                    f"agent {self._first.name!r} needs agent {agent.name!r}, which app {self._runner.app!r} does not "
+                    f"have: register {self._first.name!r} with app.add, or {agent.name!r} alone"
+                ) from error
+
+    async def _conversation(self) -> list[Message]:
+        messages = to_messages(self._prompt)
+        if not messages or messages[-1].role != "user" or not messages[-1].text:
+            raise InvalidInput(
+                f"the prompt of agent {self._first.name!r} is empty, or does not end with the user"
+            )
+        told = messages[-1].text
+        passed = await self._guarded("input", told, codec_for(str))
+        if passed != told:
+            messages[-1] = Message(role="user", parts=[TextPart(text=passed)])
+        return messages
+
+    async def _guarded(self, place: On, value: Any, codec: Codec[Any]) -> Any:
+        for guardrail in self._guardrails(place):
+            look = functools.partial(self._look, guardrail, value)
+            key = self._take(f"{place}/{guardrail.name}")
+            value = await self._runner.perform(key, Body(StepKind.RUN, guardrail.name, look, codec))
+        return value
+
+    async def _look(self, guardrail: Guardrail, value: Any, attempt: Attempt) -> Any:
+        context = await self._surroundings().tool_context(attempt.key, attempt=attempt.number)
+        return await guardrail.look(attempt, context, value)
+
+    def _guardrails(self, place: On) -> list[Guardrail]:
+        return [guardrail for guardrail in self._active.guardrails if place in guardrail.on]
+
+    # ------------------------------------------------------------------------------------------- the model call
+
+    async def _ask(self) -> ModelResponse:
+        """The model's next answer. Raises `OutputInvalid`, `BudgetExceeded`, `ProviderError`."""
+        agent, turn = self._active, self._spent.turns
+        self._budget.check_model_call(self._spent)
+        draft: dict[str, Pinned] = {}
+        asking = ask_model(
+            self._step,
+            self._take(f"turn{turn}/model"),
+            functools.partial(self._prepare, draft),
+            name=name_of(agent.model),
+            models=lambda: self._models(draft["pinned"]),
+            agent=agent.name,
+            stream=True,
+            on_delta=self._on_delta,
+        )
+        asked = await asking
+        self._take_in(asked)
+        if not asked.is_new:
+            check_unchanged(self._step, asked, self._question(self._pins[agent.name]))
+        try:
+            response = read_memo(asked.memo, (agent.model, *agent.fallback), output=agent.output)
+        except OutputInvalid as invalid:
+            if invalid.response is not None:
+                self._spent = self._spent.with_answer(invalid.response)
+            raise
+        self._spent = self._spent.with_answer(response)
+        return response
+
+    async def _prepare(self, draft: dict[str, Pinned], attempt: Attempt) -> Question:
+        """What to ask, in the body of the step: instructions are rendered and the clock is read on the first run."""
+        agent, kept = self._active, Kept()
+        now = self._runner.now()
+        if self._unpaid:
+            calls = [call for run_id in self._unpaid for call in await attempt.list_model_calls(run_id)]
+            kept.sub_agents = SubAgents.of(calls)
+            self._budget.check_model_call(self._spent.with_sub_agents(kept.sub_agents))
+        pinned = self._pins.get(agent.name)
+        if pinned is None:
+            pinned = kept.pinned = await self._pin(agent, now)
+        self._budget.check_deadline(pinned.started_at if self._started_at is None else self._started_at, now)
+        draft["pinned"] = pinned
+        keep = kept.model_dump(mode="json", exclude_none=True)
+        return self._question(pinned, keep=keep or None)
+
+    def _question(self, pinned: Pinned, *, keep: dict[str, Any] | None = None) -> Question:
+        return Question(
+            messages=tuple(self._messages),
+            instructions=pinned.instructions,
+            tools=tuple(pinned.tools),
+            output=self._active.output,
+            settings=self._active.settings,
+            keep=keep,
+        )
+
+    async def _pin(self, agent: Agent[Any, Any], now: int) -> Pinned:
+        model = resolve_model(agent.model)
+        specs = [tool.spec for tool in agent.tools] + [handoff_spec(other) for other in agent.handoffs]
+        if specs and not model.capabilities.tools:
+            raise ConfigurationError(
+                f"agent {agent.name!r} has tools, and {model_ref(model)} cannot call any"
+            )
+        return Pinned(
+            model=model_ref(model),
+            instructions=await self._rendered(agent),
+            tools=specs,
+            started_at=now,
+        )
+
+    async def _rendered(self, agent: Agent[Any, Any]) -> str | None:
+        given = agent.instructions
+        if not callable(given):
+            return given
+        rendered: Any = given(self._runner.context)
+        text = await rendered if inspect.isawaitable(rendered) else rendered
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                f"the instructions of agent {agent.name!r} came out as {type(text).__name__}: they have to be a str"
+            )
+        return text
+
+    def _models(self, pinned: Pinned) -> list[Model]:
+        agent = self._active
+        return [_pinned_model(pinned.model, resolve_model(agent.model)), *map(resolve_model, agent.fallback)]
+
+    def _take_in(self, asked: Asked) -> None:
+        """What was stored beside the answer."""
+        self._steps.append(asked.key)
+        kept = Kept.model_validate(asked.memo.keep or {})
+        if kept.pinned is not None:
+            self._pins[self._active.name] = kept.pinned
+            if self._started_at is None:
+                self._started_at = kept.pinned.started_at
+        if kept.sub_agents is not None:
+            self._spent = self._spent.with_sub_agents(kept.sub_agents)
+        self._unpaid.clear()
+
+    def _ask_again(self, invalid: OutputInvalid) -> None:
+        """Tell the model what is wrong with its answer. Raises the error when it was told often enough."""
+        if invalid.response is None or self._asked_again == MOST_ASKS_AGAIN:
+            raise invalid
+        self._asked_again += 1
+        self._messages += ask_again(invalid)
+        others = [call for call in invalid.response.tool_calls if call.name != FINAL_ANSWER]
+        self._answer_the_rest(others, "Not called: the final answer beside it does not validate.")
+
+    # ------------------------------------------------------------------------------------------- the tool calls
+
+    async def _make_calls(self, calls: Sequence[ToolCall]) -> None:
+        """Make the calls of one turn, and let the model know what came of them."""
+        self._budget.check_tool_calls(self._spent, len(calls))
+        turn = self._spent.turns - 1
+        successor: Agent[Any, Any] | None = None
+        answers: list[Answer] = []
+        for call in calls:
+            target = self._handoff(call)
+            if target is None:
+                answers.append(self._call(call, turn))
+            elif successor is None:
+                successor = target
+                answers.append(Told(call, f"{target.name} goes on with the conversation.", is_error=False))
+            else:
+                answers.append(
+                    Told(call, f"Not done: the conversation was handed to {successor.name} already.")
+                )
+        self._steps += [answer.key for answer in answers if isinstance(answer, Made) and answer.key]
+        self._spent = self._spent.with_tool_calls(len(calls))
+        results = await answer_all(answers)
+        self._messages.append(Message(role="tool", parts=[*results]))
+        if successor is not None:
+            self._active = successor
+
+    def _handoff(self, call: ToolCall) -> Agent[Any, Any] | None:
+        return next((agent for agent in self._active.handoffs if handoff_name(agent.name) == call.name), None)
+
+    def _call(self, call: ToolCall, turn: int) -> Answer:
+        tool = next((tool for tool in self._active.tools if tool.name == call.name), None)
+        if tool is None:
+            known = ", ".join(tool.name for tool in self._pins[self._active.name].tools) or "no tool at all"
+            return Told(call, f"There is no tool {call.name!r}. There is: {known}.")
+        around, guardrails = self._surroundings(), self._guardrails("tool")
+        if not isinstance(tool, AgentTool):
+            return Made(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
+        budget = self._budget.rest(self._spent, self._started_at or 0)
+        delegated = Delegated(
+            call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails, budget=budget
+        )
+        self._unpaid.append(delegated.run_id)
+        return delegated
+
+    def _answer_the_rest(self, calls: Sequence[ToolCall], why: str) -> None:
+        """Every call gets its result, also those that are not made."""
+        results = [ToolResult(call_id=call.id, content=why, is_error=True) for call in calls]
+        if results:
+            self._messages.append(Message(role="tool", parts=[*results]))
+
+    # -------------------------------------------------------------------------------------------------- the end
+
+    async def _result(self, response: ModelResponse) -> AgentResult[T]:
+        output = await self._guarded("output", response.output, codec_for(self._active.output, coerce=True))
+        return AgentResult(
+            output=output,
+            messages=self._messages,
+            usage=self._spent.usage,
+            cost=self._spent.cost,
+            steps=self._steps,
+        )
+
+    def _refusal(self, response: ModelResponse) -> Refused:
+        provider = self._pins[self._active.name].model.partition(":")[0]
+        told = f": {response.text[:500]}" if response.text else ""
+        return Refused(
+            f"the model of agent {self._active.name!r} refused to answer ({response.finish_reason}){told}",
+            provider=provider,
+            model=response.model,
+            code=response.finish_reason,
+            billed="yes",
+        )
+
+    def _surroundings(self) -> Surroundings:
+        agent = self._active
+        if agent.name not in self._around:
+            self._around[agent.name] = Surroundings(
+                agent.name, self._runner.context, deps=self._deps, factory=agent.deps
+            )
+        return self._around[agent.name]
+
+    def _take(self, id: str) -> str:
+        return take_key(self._step, RawId(id))
+
+
+def is_final(response: ModelResponse) -> bool:
+    """Whether the answer is the last one: no tool is to be called, or the `final_answer` tool was."""
+    return not response.tool_calls or response.messages[-1].role == "tool"
+
+
+def _pinned_model(ref: str, current: Model) -> Model:
+    """The model that the agent began with, where it can be found by its name; else the one it has now."""
+    if model_ref(current) == ref:
+        return current
+    try:
+        return resolve_model(ref)
+    except ConfigurationError:
+        return current
