@@ -3,7 +3,7 @@
 See `providers/README.md` in the repository for a whole provider in forty lines.
 """
 
-from agentflow.models.clients import shared_client
+from agentflow.models.clients import imported, shared_client
 from agentflow.models.failures import exception_failure, status_failure, stream_failure
 from agentflow.models.messages import (
     Message,
@@ -73,6 +73,7 @@ __all__ = [
     "ToolSpec",
     "Usage",
     "exception_failure",
+    "imported",
     "items_to_send_back",
     "lower_output",
     "register_provider",

@@ -1,5 +1,5 @@
-"""SDK clients, one for each event loop and account: connections are reused, and never carried to another
-loop.
+"""SDKs and their clients: imported without holding up the event loop, and one client for each loop and
+account, so that connections are reused and never carried to another loop.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 Client = TypeVar("Client")
+
+_imported: set[str] = set()
 
 
 @dataclass
@@ -34,6 +37,17 @@ def shared_client(
         of_loop.clients[key] = client
         of_loop.closers.append(lambda: close(client))
     return cast(Client, of_loop.clients[key])
+
+
+async def imported(*modules: str) -> None:
+    """Have these modules imported, in a thread the first time.
+
+    An SDK takes seconds to import. A worker whose event loop stood still for so long would lose its leases.
+    """
+    missing = [module for module in modules if module not in _imported]
+    if missing:
+        await asyncio.to_thread(lambda: [import_module(module) for module in missing])
+        _imported.update(missing)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from agentflow.providers import (
     RawAnswer,
     StreamEvent,
     exception_failure,
+    imported,
     shared_client,
     status_failure,
     stream_failure,
@@ -87,9 +88,10 @@ class Anthropic:
             raise ConfigurationError(
                 f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
             )
+        client = await self._client()
         body = request_body(request, model=self.model)
         assembly = MessageAssembly()
-        events = await self._post({**body, "stream": True})
+        events = await self._post(client, {**body, "stream": True})
         async with events:
             if "application/json" in events.response.headers.get("content-type", ""):
                 # A gateway that knows no streams: the message comes whole.
@@ -110,6 +112,8 @@ class Anthropic:
         return response_of(raw)
 
     def classify(self, error: BaseException) -> Failure:
+        if not type(error).__module__.startswith("anthropic"):
+            return exception_failure(error, provider=self.provider, model=self.model)
         from anthropic import APIStatusError
 
         if not isinstance(error, APIStatusError):
@@ -132,12 +136,13 @@ class Anthropic:
             headers=error.response.headers,
         )
 
-    async def _post(self, body: Item) -> AsyncStream[RawMessageStreamEvent]:
+    @staticmethod
+    async def _post(client: AsyncAnthropic, body: Item) -> AsyncStream[RawMessageStreamEvent]:
         from anthropic import AsyncStream
         from anthropic.types import Message, RawMessageStreamEvent
 
         # Not messages.create: it warns, on every call, of models that will be retired one day.
-        return await self._client().post(
+        return await client.post(
             "/v1/messages",
             body=body,
             cast_to=Message,
@@ -148,9 +153,10 @@ class Anthropic:
     def _answer(self, message: Item) -> RawAnswer:
         return RawAnswer(provider=self.provider, model=self.model, raw=message, provider_id=message.get("id"))
 
-    def _client(self) -> AsyncAnthropic:
+    async def _client(self) -> AsyncAnthropic:
         if self._own_client is not None:
             return self._own_client.with_options(max_retries=0)
+        await imported("anthropic", "anthropic.resources.messages", "anthropic.types")
         api_key = self._api_key or os.environ.get("ANTHROPIC_API_KEY")
         base_url = self._base_url or os.environ.get("ANTHROPIC_BASE_URL")
         token = os.environ.get("ANTHROPIC_AUTH_TOKEN")

@@ -6,13 +6,27 @@ import os
 from typing import TYPE_CHECKING
 
 from agentflow.errors import ConfigurationError
-from agentflow.providers import Failure, exception_failure, shared_client, status_failure, stream_failure
+from agentflow.providers import (
+    Failure,
+    exception_failure,
+    imported,
+    shared_client,
+    status_failure,
+    stream_failure,
+)
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
 
 READ_TIMEOUT_SECONDS = 600.0
 CONNECT_TIMEOUT_SECONDS = 10.0
+
+# What the SDK would import at the first call, and hold up the event loop.
+_LOADED_LATE = (
+    "openai.resources.responses.responses",
+    "openai.resources.chat.chat",
+    "openai.resources.chat.completions.completions",
+)
 
 # Codes of errors inside a 200 answer that asking again will not mend.
 _NOT_RETRIABLE_CODES = (
@@ -42,7 +56,7 @@ class Account:
         base_url = self._base_url or os.environ.get("OPENAI_BASE_URL")
         return bool(base_url) and "api.openai.com" not in str(base_url)
 
-    def client(self) -> AsyncOpenAI:
+    async def client(self) -> AsyncOpenAI:
         """Raises `ConfigurationError` when there is no key."""
         if self._own_client is not None:
             return self._own_client.with_options(max_retries=0)
@@ -52,6 +66,7 @@ class Account:
                 f"no key for {self._ref}: set OPENAI_API_KEY, or pass api_key= (any text, for a server that "
                 "asks for none)"
             )
+        await imported("openai", *_LOADED_LATE)
         base_url = self._base_url or os.environ.get("OPENAI_BASE_URL")
         return shared_client(
             ("openai", base_url, api_key), self._new_client, close=lambda client: client.close()
@@ -71,6 +86,8 @@ class Account:
 
 def classify(error: BaseException, *, provider: str, model: str) -> Failure:
     """What an exception of the SDK means."""
+    if not type(error).__module__.startswith("openai"):
+        return exception_failure(error, provider=provider, model=model)
     from openai import APIConnectionError, APIError, APIStatusError
 
     if isinstance(error, APIStatusError) and error.status_code >= 400:

@@ -96,7 +96,9 @@ class OpenAIResponses(_OpenAI):
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
         body = self._body(request)
         model = body.pop("model")
-        events = await self._account.client().responses.create(model=model, stream=True, extra_body=body)
+        events = await (await self._account.client()).responses.create(
+            model=model, stream=True, extra_body=body
+        )
         async for event in self._read(events):
             yield event
 
@@ -111,12 +113,12 @@ class OpenAIResponses(_OpenAI):
         return Submitted(provider_id=raw["id"], raw=raw)
 
     async def poll(self, provider_id: str) -> RawAnswer | None:
-        reply = await self._account.client().responses.with_raw_response.retrieve(provider_id)
+        reply = await (await self._account.client()).responses.with_raw_response.retrieve(provider_id)
         raw = _json(reply.http_response.json())
         return None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
 
     async def resume(self, provider_id: str, *, after: int | None = None) -> AsyncIterator[StreamEvent]:
-        client = self._account.client()
+        client = await self._account.client()
         if after is None:
             events = await client.responses.retrieve(provider_id, stream=True)
         else:
@@ -125,12 +127,14 @@ class OpenAIResponses(_OpenAI):
             yield event
 
     async def cancel(self, provider_id: str) -> None:
-        await self._account.client().responses.cancel(provider_id)
+        await (await self._account.client()).responses.cancel(provider_id)
 
     async def _create(self, request: ModelRequest, more: Item) -> Item:
         body = self._body(request) | more
         model = body.pop("model")
-        reply = await self._account.client().responses.with_raw_response.create(model=model, extra_body=body)
+        reply = await (await self._account.client()).responses.with_raw_response.create(
+            model=model, extra_body=body
+        )
         if _is_event_stream(reply.http_response):
             assembly = ResponseAssembly()
             for event in events_in(reply.http_response.text):
@@ -212,7 +216,7 @@ class OpenAIChat(_OpenAI):
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
         body = {"stream_options": {"include_usage": True}, **self._body(request)}
         required = {key: body.pop(key) for key in ("model", "messages")}
-        chunks = await self._account.client().chat.completions.create(
+        chunks = await (await self._account.client()).chat.completions.create(
             **required, stream=True, extra_body=body
         )
         assembly = ChatAssembly()
@@ -234,7 +238,7 @@ class OpenAIChat(_OpenAI):
 
     async def find(self, metadata: Mapping[str, str]) -> RawAnswer | None:
         wanted = dict(metadata)
-        pages = self._account.client().chat.completions.list(metadata=wanted, limit=20)
+        pages = (await self._account.client()).chat.completions.list(metadata=wanted, limit=20)
         async for completion in pages:
             raw: Item = completion.to_dict(mode="json", warnings=False)
             # A gateway may not know the filter and list whatever it keeps.
@@ -249,7 +253,7 @@ class OpenAIChat(_OpenAI):
     async def _create(self, body: Item) -> RawAnswer:
         body = dict(body)
         required = {key: body.pop(key) for key in ("model", "messages")}
-        completions = self._account.client().chat.completions.with_raw_response
+        completions = (await self._account.client()).chat.completions.with_raw_response
         reply = await completions.create(**required, extra_body=body)
         if _is_event_stream(reply.http_response):
             assembly = ChatAssembly()

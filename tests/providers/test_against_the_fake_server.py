@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -342,3 +344,28 @@ async def test_a_stored_completion_is_found_again_by_its_metadata(server: FakePr
     assert model.parse(answer.raw).text == "Found"
     assert await model.find({"step": "s1", "attempt": "2"}) is None
     assert server.generations == 1
+
+
+def test_no_sdk_is_imported_on_the_event_loops_thread() -> None:
+    # An SDK takes seconds to import, and a loop that stands still for so long loses its leases.
+    code = """
+import asyncio, os, sys, threading
+from agentflow.providers import ModelRequest, resolve_model
+from agentflow.testing.fake_provider import fake_provider
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("openai", "anthropic") and threading.current_thread() is threading.main_thread():
+            print("imported on the loop:", name)
+
+async def main():
+    async with fake_provider(["a", "b", {"name": "c"}]) as provider:
+        os.environ.update(provider.environment())
+        sys.meta_path.insert(0, Watch())
+        for name in ("openai:gpt-5", "openai-chat:gpt-4o", "anthropic:claude-sonnet-4-5"):
+            await resolve_model(name).request(ModelRequest(model=name, messages="Hi"))
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
