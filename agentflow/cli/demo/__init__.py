@@ -1,0 +1,1 @@
+"""`agentflow demo`: an agent that stops for a person, offline, in `./.agentflow/`."""

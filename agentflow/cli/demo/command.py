@@ -1,0 +1,37 @@
+"""The command `agentflow demo`."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from agentflow.cli.exits import run_async
+
+
+class Auto(StrEnum):
+    APPROVE = "approve"
+    DENY = "deny"
+    ASK = "ask"
+
+
+def demo(
+    auto: Annotated[
+        Auto, typer.Option("--auto", help="Who decides about the refund: ask asks you.")
+    ] = Auto.ASK,
+    fast: Annotated[bool, typer.Option("--fast", help="Without the pauses that let one watch.")] = False,
+) -> None:
+    """An agent that stops for a person, offline and without a key. Kill it at any moment and start it again."""
+    from agentflow.cli.demo.files import DemoFiles
+
+    files = DemoFiles.here()
+    files.prepare()
+    if fast:
+        os.environ["AGENTFLOW_DEMO_PAUSE"] = "0.02"
+    os.environ["AGENTFLOW_SCRIPTED_GENERATIONS"] = str(files.generations)
+
+    from agentflow.cli.demo.session import show_demo
+
+    run_async(show_demo(files, auto=auto.value))

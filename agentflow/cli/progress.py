@@ -1,0 +1,122 @@
+"""How far a run is: its steps and those of its children, with what their model calls used."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from agentflow.cli.runs import all_steps
+from agentflow.clock import to_datetime
+from agentflow.runs import Run, StepKind, StepRecord, StepStatus
+
+if TYPE_CHECKING:
+    from agentflow.app import App
+    from agentflow.store.protocol import ModelCall
+
+
+@dataclass(frozen=True)
+class Line:
+    """A step as it is shown. `depth` counts the invokes above it."""
+
+    run_id: str
+    key: str
+    depth: int
+    kind: StepKind
+    status: StepStatus
+    started_at: datetime | None
+    ended_at: datetime | None
+    attempts: int = 1
+    error: str | None = None
+    calls: tuple[ModelCall, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Input and output tokens of its model calls."""
+        return (
+            sum(call.input_tokens or 0 for call in self.calls),
+            sum(call.output_tokens or 0 for call in self.calls),
+        )
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What its billed model calls cost; None where a price is not known."""
+        paid = [call.cost for call in self.calls if call.billed != "no"]
+        return None if None in paid else sum((Decimal(cost) for cost in paid if cost is not None), Decimal(0))
+
+    def seconds(self, now: datetime) -> float:
+        """How long it took, or has taken by now."""
+        if self.started_at is None:
+            return 0.0
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run as it stands now, its lines in the order in which they are shown."""
+
+    run: Run
+    lines: list[Line] = field(default_factory=list)
+
+
+async def read_progress(app: App, run_id: str) -> Progress:
+    """The run and its children by now. Raises `NotFound`."""
+    run = await app.runs.get(run_id)
+    calls: dict[tuple[str, str], list[ModelCall]] = defaultdict(list)
+    for owner, call in await app.client.store.queries.list_model_calls(run=run_id):
+        calls[(owner, call.key)].append(call)
+    return Progress(run, await _lines(app, run_id, calls, depth=0))
+
+
+async def _lines(
+    app: App, run_id: str, calls: dict[tuple[str, str], list[ModelCall]], *, depth: int
+) -> list[Line]:
+    steps = await all_steps(app, run_id)
+    children: dict[str, list[Run]] = defaultdict(list)
+    if any(step.kind is StepKind.INVOKE for step in steps):
+        page = await app.client.store.queries.list_runs(parent=run_id, limit=100)
+        for child in reversed(page.data):  # they come newest first
+            children[child.function].append(child)
+    lines: list[Line] = []
+    for step in steps:
+        lines.append(_line(step, depth, tuple(calls.get((run_id, step.key), ()))))
+        if step.kind is StepKind.INVOKE and (started := children.get(step.name or "")):
+            lines += await _lines(app, started.pop(0).id, calls, depth=depth + 1)
+    known = {step.key for step in steps}
+    for (owner, key), made in calls.items():
+        # A model call that is on its way has a row in the ledger, and no outcome yet.
+        if owner == run_id and key not in known and made[-1].ended_at is None:
+            lines.append(_in_flight(run_id, key, depth, made))
+    return lines
+
+
+def _line(step: StepRecord, depth: int, calls: tuple[ModelCall, ...]) -> Line:
+    return Line(
+        run_id=step.run_id,
+        key=step.key,
+        depth=depth,
+        kind=step.kind,
+        status=step.status,
+        started_at=step.started_at,
+        ended_at=step.ended_at,
+        attempts=step.attempts,
+        error=None if step.error is None else f"{step.error.name}: {step.error.message}",
+        calls=calls,
+    )
+
+
+def _in_flight(run_id: str, key: str, depth: int, calls: Sequence[ModelCall]) -> Line:
+    return Line(
+        run_id=run_id,
+        key=key,
+        depth=depth,
+        kind=StepKind.INFER,
+        status=StepStatus.RUNNING,
+        started_at=to_datetime(calls[-1].started_at),
+        ended_at=None,
+        attempts=len(calls),
+        calls=tuple(calls),
+    )

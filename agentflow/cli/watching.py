@@ -1,0 +1,152 @@
+"""Watching a run: a live waterfall on a terminal, a line for each event elsewhere, JSON lines with `--json`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from agentflow.cli.exits import ExitCode, Stop
+from agentflow.cli.output import STATUS_STYLES, as_text, console, duration, is_terminal, money, visible
+from agentflow.cli.progress import Line, Progress, read_progress
+from agentflow.runs import Run, StepStatus, StreamItem
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from agentflow.app import App
+
+FRAME_SECONDS = 0.15
+BAR_WIDTH = 32
+OFFLINE = "scripted"
+"""The provider that costs nothing, and so has no price either."""
+MARKS = {
+    StepStatus.COMPLETED: "✓",
+    StepStatus.FAILED: "✗",
+    StepStatus.RUNNING: "▸",
+    StepStatus.WAITING: "…",
+}
+
+
+async def watch_run(app: App, run_id: str, *, seconds: float | None, as_json: bool) -> None:
+    """Show the run until it ends; raises what its end means for the exit code."""
+    try:
+        async with asyncio.timeout(seconds):
+            if is_terminal() and not as_json:
+                await _watch_live(app, run_id)
+            else:
+                await _watch_lines(app, run_id, as_json=as_json)
+    except TimeoutError as error:
+        raise Stop(
+            f"run {run_id} had not ended after {seconds:g} s; it goes on", ExitCode.TIMED_OUT
+        ) from error
+    await app.runs.handle(run_id).result()
+
+
+async def _watch_lines(app: App, run_id: str, *, as_json: bool) -> None:
+    async for item in app.runs.handle(run_id).stream():
+        if as_json:
+            print(item.model_dump_json(), flush=True)
+        elif text := _as_line(item):
+            print(text, flush=True)
+
+
+async def _watch_live(app: App, run_id: str) -> None:
+    from rich.live import Live
+
+    with Live(console=console(), auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            progress = await read_progress(app, run_id)
+            is_over = progress.run.status.is_final
+            room = None if is_over else live.console.height - 6
+            live.update(waterfall(progress, datetime.now(UTC), room=room), refresh=True)
+            if is_over:
+                return
+            await asyncio.sleep(FRAME_SECONDS)
+
+
+def waterfall(progress: Progress, now: datetime, *, room: int | None = None) -> RenderableType:
+    """The steps over time; with `room` only the last ones that fit."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    run = progress.run
+    begin, end = run.created_at, run.ended_at or now
+    shown = progress.lines if room is None else progress.lines[-max(1, room) :]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column(no_wrap=True, width=BAR_WIDTH)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, justify="right")
+    for line in shown:
+        table.add_row(
+            Text("  " * line.depth).append_text(mark(line)).append(f" {visible(line.key)}"),
+            Text(bar(line, begin, end, now), style=STATUS_STYLES.get(line.status, "")),
+            duration(line.seconds(now)),
+            Text(tokens_and_cost(line), style="dim"),
+        )
+    hidden = len(progress.lines) - len(shown)
+    parts: list[RenderableType] = [_head(run, now)]
+    if hidden:
+        parts.append(Text(f"  {hidden} earlier steps", style="dim"))
+    parts.append(table)
+    parts.extend(Text(text, style="magenta") for text in waits(run, now))
+    return Group(*parts)
+
+
+def bar(line: Line, begin: datetime, end: datetime, now: datetime) -> str:
+    """Where in the run's time the step lay."""
+    if line.started_at is None:
+        return ""
+    whole = max((end - begin).total_seconds(), 1e-6)
+    first = min(int((line.started_at - begin).total_seconds() / whole * BAR_WIDTH), BAR_WIDTH - 1)
+    length = max(1, round(line.seconds(now) / whole * BAR_WIDTH))
+    return " " * max(0, first) + "━" * min(length, BAR_WIDTH - max(0, first))
+
+
+def mark(line: Line) -> Text:
+    """How the step stands, in one character."""
+    from rich.text import Text
+
+    return Text(MARKS[line.status], style=STATUS_STYLES.get(line.status, ""))
+
+
+def tokens_and_cost(line: Line) -> str:
+    """`210 in, 31 out, $0.0004`, or nothing where no model was called."""
+    if not line.calls:
+        return ""
+    given, made = line.tokens
+    if all(call.provider == OFFLINE for call in line.calls):
+        return f"{given} in, {made} out, no cost"
+    return f"{given} in, {made} out, {money(line.cost)}"
+
+
+def waits(run: Run, now: datetime) -> list[str]:
+    """Everything the run waits for: what, since when, until when."""
+    texts = []
+    for item in run.waiting:
+        name = f" {visible(item.name)}" if item.name else ""
+        since = duration((now - item.since).total_seconds())
+        until = f", until {as_text(item.until)}" if item.until else ""
+        texts.append(f"waits for {item.kind}{name} ({visible(item.step_key)}) since {since}{until}")
+    return texts
+
+
+def _head(run: Run, now: datetime) -> Text:
+    from rich.text import Text
+
+    took: timedelta = (run.ended_at or now) - run.created_at
+    head = Text(f"run {run.id} of {visible(run.function)} ")
+    head.append(run.status, style=STATUS_STYLES.get(run.status, ""))
+    return head.append(f" {duration(took.total_seconds())}")
+
+
+def _as_line(item: StreamItem) -> str:
+    """A stream's item for a log; pieces of text are left to `--json`."""
+    if item.kind.endswith(".delta"):
+        return ""
+    data = "" if item.data is None else visible(json.dumps(item.data, ensure_ascii=False, default=str))
+    return "\t".join(part for part in (item.kind, visible(item.step_key or ""), data[:500]) if part)
