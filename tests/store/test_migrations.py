@@ -1,0 +1,194 @@
+"""The tables: made, brought up to date, refused when they are newer; and which URLs open."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from agentflow.errors import ConfigurationError
+from agentflow.settings import Settings
+from agentflow.store.migrations import REVISIONS, VERSION_TABLE
+from agentflow.store.opening import open_store
+from tests.store.support import make_store, with_worker
+
+
+async def test_a_fresh_database_is_migrated_and_again_does_nothing(database_url: str) -> None:
+    store = make_store(database_url)
+    await store.migrate()
+    await store.migrate()
+    await store.open(migrate=False)
+    world = await with_worker(store)
+    await world.step(await world.start())
+    await store.close()
+
+
+async def test_two_at_once_migrate_once(database_url: str) -> None:
+    stores = [make_store(database_url) for _ in range(3)]
+    await asyncio.gather(*(store.migrate() for store in stores))
+    await stores[0].open(migrate=False)
+    await stores[0].close()
+
+
+async def test_missing_tables_are_refused_where_nobody_asked_to_make_them(
+    postgres_url: str, sqlite_url: str
+) -> None:
+    for url, migrate in ((postgres_url, None), (postgres_url, False), (sqlite_url, False)):
+        store = make_store(url)
+        with pytest.raises(ConfigurationError, match="agentflow db upgrade"):
+            await store.open(migrate=migrate)
+        await store.close()
+
+
+async def test_sqlite_migrates_by_itself(sqlite_url: str) -> None:
+    store = make_store(sqlite_url)
+    await store.open()
+    await store.close()
+
+
+async def test_a_newer_database_is_refused(database_url: str) -> None:
+    store = make_store(database_url)
+    await store.migrate()
+    statement = f"UPDATE {VERSION_TABLE} SET version_num = '9999'"
+    if database_url.startswith("sqlite"):
+        with sqlite3.connect(database_url.removeprefix("sqlite:///")) as connection:
+            connection.execute(statement)
+        connection.close()
+    else:
+        database = await asyncpg.connect(database_url)
+        await database.execute(statement)
+        await database.close()
+    for attempt in (store.open, store.migrate):
+        with pytest.raises(ConfigurationError, match="9999"):
+            await attempt()
+    await store.close()
+
+
+def test_the_known_revisions_are_alembic_s() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    import agentflow.store.migrations
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(agentflow.store.migrations.__file__).parent))
+    found = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    assert tuple(reversed(found)) == REVISIONS
+
+
+async def test_the_scripts_make_what_the_rows_say(database_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+    from sqlalchemy import Connection, create_engine
+
+    from agentflow.store.rows import Base
+
+    await make_store(database_url).migrate()
+
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        return list(compare_metadata(context, Base.metadata))
+
+    if database_url.startswith("sqlite"):
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            assert differences(connection) == []
+        engine.dispose()
+    else:
+        from agentflow.store.postgres_schema import make_engine
+
+        pool = make_engine(database_url, pooled=False)
+        async with pool.connect() as reader:
+            assert await reader.run_sync(differences) == []
+        await pool.dispose()
+
+
+def test_no_table_has_more_than_six_indexes_and_none_is_tied_to_another() -> None:
+    from agentflow.store.rows import Base
+
+    for table in Base.metadata.tables.values():
+        assert table.name.startswith("agentflow_")
+        assert len(table.indexes) <= 5, table.name  # and the primary key
+        assert not table.foreign_keys
+
+
+async def test_an_up_to_date_file_opens_fast(sqlite_ready: str) -> None:
+    fastest = 1.0
+    for _ in range(5):
+        store = make_store(sqlite_ready)
+        began = time.perf_counter()
+        await store.open()
+        fastest = min(fastest, time.perf_counter() - began)
+        await store.close()
+    assert fastest < 0.02
+
+
+def test_opening_an_up_to_date_file_does_not_import_alembic(sqlite_ready: str) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from agentflow.settings import Settings\n"
+        "from agentflow.store import protocol\n"
+        "assert 'sqlalchemy' not in sys.modules\n"
+        "from agentflow.store.opening import open_store\n"
+        "assert 'sqlalchemy' not in sys.modules\n"
+        "async def main():\n"
+        "    store = open_store(sys.argv[1], settings=Settings())\n"
+        "    await store.open(); await store.close()\n"
+        "asyncio.run(main())\n"
+        "assert 'alembic' not in sys.modules and 'asyncpg' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, sqlite_ready], check=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mysql://root:secret@host/db", "mysql"),
+        ("agentflow.db", "sqlite:///relative.db"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite://host/file.db", "names no file"),
+        ("sqlite:///:memory:", "outlive"),
+    ],
+)
+def test_a_url_that_cannot_be_opened_says_what_to_write(url: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as raised:
+        open_store(url, settings=Settings())
+    assert "secret" not in str(raised.value)
+
+
+async def test_a_relative_url_is_relative_and_an_absolute_one_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, expected in (
+        ("sqlite:///here.db", "here.db"),
+        (f"sqlite:///{tmp_path}/there%20x.db", "there x.db"),
+    ):
+        store = make_store(url)
+        await store.open()
+        await store.close()
+        assert (tmp_path / expected).is_file()
+
+
+async def test_a_folder_that_is_not_there_and_a_file_that_is_no_database_are_told(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is a text, and a long one, not a database of SQLite" * 40)
+    for name, told in (("nowhere/a.db", "no folder"), ("text.db", "not a database"), ("", "cannot be used")):
+        store = make_store(f"sqlite:///{tmp_path}/{name}" if name else f"sqlite:///{tmp_path}")
+        with pytest.raises(ConfigurationError, match=told):
+            await store.open()
+        await store.close()
+
+
+async def test_a_server_that_is_not_there_is_told() -> None:
+    store = make_store("postgresql://nobody:secret@127.0.0.1:1/nothing")
+    with pytest.raises(ConfigurationError, match="cannot be used") as raised:
+        await store.open()
+    assert "secret" not in str(raised.value)
+    await store.close()
