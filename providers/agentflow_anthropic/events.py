@@ -20,6 +20,11 @@ class MessageAssembly:
         self._inputs: dict[int, str] = {}
         self._calls: list[int] = []
 
+    def take(self, message: Item) -> None:
+        """Take in the message as a whole."""
+        self.message = message
+        self.is_complete = True
+
     def add(self, event: Item) -> Delta | None:
         """Take in one event; what of it is worth showing comes back."""
         match event.get("type"):

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from agentflow.errors import ConfigurationError
@@ -77,12 +78,13 @@ class Anthropic:
         self._own_client = client
 
     async def request(self, request: ModelRequest) -> RawAnswer:
-        async for event in self.stream(request):
-            if isinstance(event, RawAnswer):
-                return event
+        async with aclosing(self.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, RawAnswer):
+                    return event
         raise AssertionError("a stream ends with its answer, or raises")
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[StreamEvent]:
         check_conversation(request.messages)
         if request.settings.latency is not None:
             raise ConfigurationError(
@@ -95,9 +97,7 @@ class Anthropic:
         async with events:
             if "application/json" in events.response.headers.get("content-type", ""):
                 # A gateway that knows no streams: the message comes whole.
-                message = json.loads(await events.response.aread())
-                yield self._answer(message)
-                return
+                assembly.take(json.loads(await events.response.aread()))
             async for event in events:
                 delta = assembly.add(event.to_dict(mode="json", warnings=False))
                 if delta is not None:
