@@ -1,4 +1,4 @@
-"""agentflow: agents and LLM pipelines on durable steps. These are the public names; each is imported when it is used."""
+"""agentflow: agents and LLM pipelines on durable steps. Each public name is imported when it is used."""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ class App:
         if not id or not id.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ConfigurationError(f"App({id!r}): an app's id has letters, digits, '-', '_' and '.'")
         if model_limits:
-            raise ConfigurationError(f"App({id!r}, model_limits=...): shared model limits are not in this version yet")
+            raise ConfigurationError(
+                f"App({id!r}, model_limits=...): shared model limits are not in this version yet"
+            )
         self.id = id
         self._settings = resolve(settings, database_url=database_url)
         self._registry = Registry(id)
@@ -194,7 +196,9 @@ class App:
             await self._connect(store, clock=clock, settings=settings)
             self._users = 1
 
-    async def _connect(self, store: Store, *, clock: Clock | None = None, settings: Settings | None = None) -> None:
+    async def _connect(
+        self, store: Store, *, clock: Clock | None = None, settings: Settings | None = None
+    ) -> None:
         used = settings or self._settings
         if clock is None:
             clock = SystemClock() if used.database_url.startswith("sqlite") else await _database_clock(store)
@@ -297,12 +301,22 @@ class App:
 
     @overload
     async def start(
-        self, function: Function[Any, R], data: Any = ..., *, idempotency_key: str | None = ..., tags: Sequence[str] = ...
+        self,
+        function: Function[Any, R],
+        data: Any = ...,
+        *,
+        idempotency_key: str | None = ...,
+        tags: Sequence[str] = ...,
     ) -> RunHandle[R]: ...
 
     @overload
     async def start(
-        self, function: Target, data: Any = ..., *, idempotency_key: str | None = ..., tags: Sequence[str] = ...
+        self,
+        function: Target,
+        data: Any = ...,
+        *,
+        idempotency_key: str | None = ...,
+        tags: Sequence[str] = ...,
     ) -> RunHandle[Any]: ...
 
     async def start(
@@ -355,7 +369,7 @@ class App:
     ) -> APIRouter:
         """A FastAPI router with the HTTP API; its lifespan opens the App, with a worker unless `run_worker=False`.
 
-            api.include_router(app.router(prefix="/agentflow"))
+        api.include_router(app.router(prefix="/agentflow"))
         """
         from agentflow.http.router import make_router
 
@@ -388,9 +402,7 @@ async def _database_clock(store: Store) -> Clock:
     return clock
 
 
-def _triggers(
-    name: str, on: Trigger | Sequence[Trigger] | None
-) -> tuple[EventTrigger, ...]:
+def _triggers(name: str, on: Trigger | Sequence[Trigger] | None) -> tuple[EventTrigger, ...]:
     given = [] if on is None else [on] if isinstance(on, EventTrigger | CronTrigger | str) else list(on)
     if len(given) > MOST_TRIGGERS:
         raise ConfigurationError(f"function {name!r} has {len(given)} triggers: {MOST_TRIGGERS} at most")

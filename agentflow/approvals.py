@@ -43,7 +43,9 @@ class Approval:
 
     def __post_init__(self) -> None:
         if self.min_approvals < 1:
-            raise ConfigurationError(f"Approval(min_approvals={self.min_approvals}): at least one person must decide")
+            raise ConfigurationError(
+                f"Approval(min_approvals={self.min_approvals}): at least one person must decide"
+            )
         if isinstance(self.approvers, str):
             raise ConfigurationError(f"Approval(approvers={self.approvers!r}): give a tuple of ids and roles")
 

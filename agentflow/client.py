@@ -90,12 +90,22 @@ class Client:
         self._functions_read_at = float("-inf")
 
     async def start(
-        self, function: Target, data: Any = None, *, idempotency_key: str | None = None, tags: Sequence[str] = ()
+        self,
+        function: Target,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        tags: Sequence[str] = (),
     ) -> RunHandle[Any]:
         """Start one run. See `App.start`."""
         resolved = await self.resolve(function)
         run = new_run(
-            resolved, data, app=self.app, now=self.clock.now(), idempotency_key=idempotency_key, tags=_tags(tags)
+            resolved,
+            data,
+            app=self.app,
+            now=self.clock.now(),
+            idempotency_key=idempotency_key,
+            tags=_tags(tags),
         )
         worker = self.local_worker
         owner = None if worker is None else worker.offer(run)
@@ -147,7 +157,9 @@ class Client:
                     f"nobody waits for signal {name!r}; to keep it for a wait that comes later, give buffer="
                 )
             case AlreadyBuffered():
-                raise SignalConflict(f"a signal {name!r} is buffered already, and nobody has waited for it yet")
+                raise SignalConflict(
+                    f"a signal {name!r} is buffered already, and nobody has waited for it yet"
+                )
         raise AssertionError(f"unexpected answer to a signal: {answer!r}")
 
     async def usage(
@@ -179,7 +191,9 @@ class Client:
                 raise
             return target
         if isinstance(resolved, FunctionRef) and not await self._is_known(resolved):
-            raise NotFound(f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database")
+            raise NotFound(
+                f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
+            )
         return resolved
 
     async def _is_known(self, ref: FunctionRef) -> bool:
@@ -287,15 +301,15 @@ class Approvals:
         Raises `AlreadyDecided`, `ApprovalExpired`, `NotPermitted`, `DigestMismatch`, `NotFound`, `InvalidInput`.
         """
         if not isinstance(decision, Approve | Edit | Deny | Respond):
-            raise InvalidInput(f"{decision!r} is no decision: give Approve(), Edit(args), Deny(message) or Respond(value)")
+            raise InvalidInput(
+                f"{decision!r} is no decision: give Approve(), Edit(args), Deny(message) or Respond(value)"
+            )
         who = Principal(id=by) if isinstance(by, str) else by
         if not who.id:
             raise InvalidInput("a decision needs to say who decided: by= is empty")
         now = self._client.clock.now()
         answer = await self._client.store.submit(
-            Decide(
-                new_id("dec", now), approval_id, decision, who.id, who.roles, args_digest, comment, now
-            )
+            Decide(new_id("dec", now), approval_id, decision, who.id, who.roles, args_digest, comment, now)
         )
         assert isinstance(answer, Decided)
         return _taken(answer, approval_id, decision, who)
@@ -363,7 +377,13 @@ class UsageReport(BaseModel):
     def of(calls: Iterable[Any]) -> UsageReport:
         """Add up rows of the ledger."""
         rows = list(calls)
-        counters = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+        counters = (
+            "input_tokens",
+            "cached_tokens",
+            "cache_write_tokens",
+            "output_tokens",
+            "reasoning_tokens",
+        )
         paid = [row for row in rows if row.billed != "no"]
         unknown = any(row.cost is None for row in paid)
         return UsageReport(
@@ -397,7 +417,9 @@ def _taken(answer: Decided, approval_id: str, decision: DecisionInput, who: Prin
                 f"approval {approval_id} was decided already: {request.status} by {winner}", request=request
             )
         case DecisionResult.EXPIRED:
-            raise ApprovalExpired(f"approval {approval_id} is {request.status}: it expired or its run has ended")
+            raise ApprovalExpired(
+                f"approval {approval_id} is {request.status}: it expired or its run has ended"
+            )
         case DecisionResult.NOT_PERMITTED:
             raise NotPermitted(
                 f"{who.id!r} may not decide approval {approval_id}: its approvers are {', '.join(request.approvers)}"

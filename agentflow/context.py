@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from agentflow.events import Event
 
@@ -15,7 +15,9 @@ T = TypeVar("T")
 class RunLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs with the run's id, and is silent while the function replays what it has done before."""
 
-    def __init__(self, logger: logging.Logger, *, run_id: str, function: str, is_replaying: Callable[[], bool]) -> None:
+    def __init__(
+        self, logger: logging.Logger, *, run_id: str, function: str, is_replaying: Callable[[], bool]
+    ) -> None:
         super().__init__(logger, {"run_id": run_id, "function": function})
         self._is_replaying = is_replaying
 

@@ -220,4 +220,8 @@ class ContextTooLong(ProviderError):
     """The conversation does not fit the model's context."""
 
 
-__all__ = [name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, Exception)]
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if isinstance(value, type) and issubclass(value, Exception)
+]

@@ -128,7 +128,9 @@ class Registry:
                 "register every function before that, usually by importing its module"
             )
         if not _ID.fullmatch(function.id):
-            raise ConfigurationError(f"function id {function.id!r}: use letters, digits, '.', '-', '_' and '/'")
+            raise ConfigurationError(
+                f"function id {function.id!r}: use letters, digits, '.', '-', '_' and '/'"
+            )
         other = self._functions.get(function.id)
         if other is not None:
             raise ConfigurationError(
@@ -171,10 +173,13 @@ class Registry:
             function = target.as_function()
             if self._functions.get(function.id) is None:
                 raise NotFound(
-                    f"{function.id!r} is not registered in app {self.app!r}: use @app.function, or app.add(...) for an agent"
+                    f"{function.id!r} is not registered in app {self.app!r}: "
+                    "use @app.function, or app.add(...) for an agent"
                 )
             return self._functions[function.id]
-        raise ConfigurationError(f"{target!r} is no function: give a Function, an Agent, a FunctionRef or an id")
+        raise ConfigurationError(
+            f"{target!r} is no function: give a Function, an Agent, a FunctionRef or an id"
+        )
 
 
 def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:
@@ -183,7 +188,9 @@ def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:
         raise ConfigurationError(f"{_place(fn)} is not async: a durable function is `async def f(ctx, step)`")
     parameters = list(inspect.signature(fn).parameters.values())
     if len(parameters) != 2:
-        raise ConfigurationError(f"{_place(fn)} takes {len(parameters)} argument(s): a durable function takes (ctx, step)")
+        raise ConfigurationError(
+            f"{_place(fn)} takes {len(parameters)} argument(s): a durable function takes (ctx, step)"
+        )
     try:
         hints = typing.get_type_hints(fn, include_extras=True)
     except NameError as error:
@@ -193,7 +200,10 @@ def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:
         ) from error
     context = hints.get(parameters[0].name)
     arguments = typing.get_args(context) if typing.get_origin(context) is Context else ()
-    return (arguments[0] if arguments else inspect.Parameter.empty, hints.get("return", inspect.Parameter.empty))
+    return (
+        arguments[0] if arguments else inspect.Parameter.empty,
+        hints.get("return", inspect.Parameter.empty),
+    )
 
 
 def kebab(name: str) -> str:

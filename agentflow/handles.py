@@ -27,7 +27,7 @@ UNKNOWN_ERROR = '{"name": "Error", "message": "the run failed, and its error cou
 
 
 class Watchers:
-    """Tells those in this process who wait for a run: at once what ended here, by one poll for all what ended elsewhere.
+    """Tells those in this process who wait for a run: at once what ended here, by one poll what ended elsewhere.
 
     The ends of the latest runs of this process are kept, so that asking for a result costs no read.
     """

@@ -34,5 +34,7 @@ def step_info() -> StepInfo:
     """
     info = current_body.get()
     if info is None:
-        raise ConfigurationError("step_info() was called outside of a step's body: call it inside the function you give to step.run")
+        raise ConfigurationError(
+            "step_info() was called outside of a step's body: call it inside the function you give to step.run"
+        )
     return info

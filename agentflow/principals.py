@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Principal(BaseModel):
-    """An authenticated caller. `roles` count where an approval names its approvers, `scopes` where a route needs one."""
+    """An authenticated caller. `roles` count for an approval's approvers, `scopes` for what a route needs."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -69,11 +69,18 @@ def new_run(
 
 
 def child_run(
-    function: Function[Any, Any] | FunctionRef, data: object, *, run_id: str, parent: Parent, parent_key: str | None
+    function: Function[Any, Any] | FunctionRef,
+    data: object,
+    *,
+    run_id: str,
+    parent: Parent,
+    parent_key: str | None,
 ) -> NewRun:
     """A run that another one invokes; without `parent_key` it is detached."""
     if parent.depth >= MAX_DEPTH:
-        raise LimitExceeded(f"run {parent.run_id} is {MAX_DEPTH} runs deep: it may not invoke {function.id!r}")
+        raise LimitExceeded(
+            f"run {parent.run_id} is {MAX_DEPTH} runs deep: it may not invoke {function.id!r}"
+        )
     now = parent.now()
     return NewRun(
         id=run_id,
@@ -100,7 +107,9 @@ def new_event(
 ) -> NewEvent:
     """An event as it is stored, with the runs it starts in all apps of the database."""
     if event.name.startswith("agentflow/"):
-        raise InvalidInput(f"event {event.name!r}: names that begin with 'agentflow/' are the framework's own")
+        raise InvalidInput(
+            f"event {event.name!r}: names that begin with 'agentflow/' are the framework's own"
+        )
     data = PLAIN.encode(event.data, f"the data of event {event.name!r}")
     if len(data) > settings.max_event_bytes:
         raise LimitExceeded(

@@ -177,7 +177,9 @@ class Step:
     @property
     def ai(self) -> Inference:
         """Model calls as steps."""
-        from agentflow.inference import Inference  # it needs Step itself, and the models only when they are used
+        from agentflow.inference import (
+            Inference,
+        )  # it needs Step itself, and the models only when they are used
 
         return Inference(self)
 
@@ -229,7 +231,9 @@ class Step:
         codec = codec_for(output, coerce=True) if output is not None else codec_for_return(fn)
         limit = None if timeout is None else parse_duration(timeout)
         if is_async(fn):
-            return self._runner.perform(key, Body(StepKind.RUN, None, lambda _: fn(*args), codec, retry, limit))
+            return self._runner.perform(
+                key, Body(StepKind.RUN, None, lambda _: fn(*args), codec, retry, limit)
+            )
         bound = functools.partial(fn, *args)
         return self._runner.perform(
             key, Body(StepKind.RUN, None, lambda attempt: _in_thread(attempt, bound), codec, retry, limit)
@@ -300,7 +304,9 @@ class Step:
                 topic=event,
                 correlation=None if match is None else self._correlation(match),
                 deadline=self._deadline(key, timeout),
-                lookback_from=None if lookback is None else self._runner.now() - to_micros(parse_duration(lookback)),
+                lookback_from=None
+                if lookback is None
+                else self._runner.now() - to_micros(parse_duration(lookback)),
             )
 
         return self._runner.wait(key, Wait(StepKind.EVENT, plan, _EVENT.decode))
@@ -327,7 +333,10 @@ class Step:
             if not signal:
                 raise InvalidInput(f"step {key!r} waits for a signal with an empty name")
             return WaitPlan(
-                name=signal, topic=signal, deadline=self._deadline(key, timeout), replace=on_conflict == "replace"
+                name=signal,
+                topic=signal,
+                deadline=self._deadline(key, timeout),
+                replace=on_conflict == "replace",
             )
 
         def decode(text: Json) -> Signal | None:
@@ -345,7 +354,14 @@ class Step:
         return self._ask(id, tool=None, title=title, details=details, args=None, policy=policy or Approval())
 
     def _ask(
-        self, id: str, *, tool: str | None, title: str, details: Any, args: dict[str, Any] | None, policy: Approval
+        self,
+        id: str,
+        *,
+        tool: str | None,
+        title: str,
+        details: Any,
+        args: dict[str, Any] | None,
+        policy: Approval,
     ) -> Coroutine[Any, Any, Decision]:
         key = self._runner.take_key(self._scope, id)
 
@@ -356,7 +372,9 @@ class Step:
                 id=approval_id,
                 tool=tool,
                 title=title,
-                details=None if details is None else PLAIN.encode(details, f"the details of approval {key!r}"),
+                details=None
+                if details is None
+                else PLAIN.encode(details, f"the details of approval {key!r}"),
                 args=None if args is None else canonical_json(args),
                 args_digest=approval_digest(tool=tool, args=args, title=title, details=details),
                 approvers=policy.approvers,
@@ -399,13 +417,19 @@ class Step:
 
         async def plan(key: str) -> WaitPlan:
             resolved = await runner.resolve_target(target)
-            child = child_run(resolved, data, run_id=child_id, parent=runner, parent_key=None if detach else key)
+            child = child_run(
+                resolved, data, run_id=child_id, parent=runner, parent_key=None if detach else key
+            )
             return WaitPlan(
                 name=child.function,
                 topic=child_id,
                 deadline=NEVER if timeout is None else self._deadline(key, timeout),
                 timeout_output=json.dumps(child_id) if detach else None,
-                timeout_error=None if detach else InvokeTimeout(f"step {key!r}: run {child_id} of {child.function!r} did not end within {timeout}"),
+                timeout_error=None
+                if detach
+                else InvokeTimeout(
+                    f"step {key!r}: run {child_id} of {child.function!r} did not end within {timeout}"
+                ),
                 child=child,
             )
 
@@ -434,7 +458,9 @@ class Step:
     def _check_wait(self, key: str, length: timedelta) -> None:
         longest = self._runner.settings.max_wait
         if length > longest:
-            raise LimitExceeded(f"step {key!r} waits {length}, over the limit of {longest} (Settings.max_wait)")
+            raise LimitExceeded(
+                f"step {key!r} waits {length}, over the limit of {longest} (Settings.max_wait)"
+            )
 
     def _correlation(self, path: str) -> str:
         value = find(path, self._runner.trigger_event)
@@ -482,7 +508,7 @@ def is_async(fn: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine: async functions, partials of them, and objects with an async `__call__`."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
 
 
 def as_events(given: EventLike | Sequence[EventLike]) -> list[Event]:
@@ -519,4 +545,15 @@ def _nothing(_: Json) -> None:
 _EVENT: Codec[Event | None] = codec_for(Event | None)
 _DECISION: Codec[Decision] = codec_for(Decision)
 _STRINGS: Codec[list[str]] = codec_for(list[str])
-__all__ = ["Attempt", "Body", "RawId", "Step", "StepRunner", "Wait", "WaitPlan", "ask_person", "scoped", "within"]
+__all__ = [
+    "Attempt",
+    "Body",
+    "RawId",
+    "Step",
+    "StepRunner",
+    "Wait",
+    "WaitPlan",
+    "ask_person",
+    "scoped",
+    "within",
+]

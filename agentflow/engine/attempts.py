@@ -9,11 +9,11 @@ from concurrent.futures import Executor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agentflow.codec import PLAIN
 from agentflow.durations import to_micros
 from agentflow.engine.streams import RunStream
 from agentflow.errors import NoWaiter, SignalConflict
 from agentflow.events import Event
-from agentflow.codec import PLAIN
 from agentflow.store.protocol import (
     AlreadyBuffered,
     Delivered,
@@ -128,9 +128,9 @@ def delivered_to(answer: Outcome, name: str) -> str | None:
         case Delivered(run_id=run_id):
             return run_id
         case NobodyWaits():
-            raise NoWaiter(f"nobody waits for signal {name!r}; to keep it for a wait that comes later, give buffer=")
+            raise NoWaiter(
+                f"nobody waits for signal {name!r}; to keep it for a wait that comes later, give buffer="
+            )
         case AlreadyBuffered():
             raise SignalConflict(f"a signal {name!r} is buffered already, and nobody has waited for it yet")
     raise AssertionError(f"unexpected answer to a signal: {answer!r}")
-
-

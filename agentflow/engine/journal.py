@@ -17,11 +17,11 @@ class Journal:
         self._last_step_seq = max((step.seq or 0 for step in claimed.steps), default=0)
         self._next_seq = claimed.next_seq
         self._size = sum(_size(step.output) for step in claimed.steps)
-        self._started: set[str] = {wait.key for wait in claimed.waits}
+        self._begun: set[str] = {*self._outcomes, *(wait.key for wait in claimed.waits)}
         self.attempts: dict[str, list[StoredAttempt]] = {}
         for attempt in claimed.attempts:
             self.attempts.setdefault(attempt.key, []).append(attempt)
-        self._started.update(key for key in self.attempts if not key.startswith("@"))
+        self._begun.update(key for key in self.attempts if not key.startswith("@"))
         self.waits: dict[str, StoredWait] = {wait.key: wait for wait in claimed.waits}
         self.open_calls: dict[str, ModelCall] = {call.key: call for call in claimed.model_calls}
 
@@ -47,14 +47,14 @@ class Journal:
     def begin_step(self, key: str) -> None:
         """A step that has no outcome starts: from here on the run does something new. Raises `LimitExceeded`."""
         self._undelivered = 0
-        if key in self._started:
+        if key in self._begun:
             return
-        if len(self._outcomes) + len(self._started - self._outcomes.keys()) >= self._settings.max_steps:
+        if len(self._begun) >= self._settings.max_steps:
             raise LimitExceeded(
                 f"step {key!r} would be the run's {self._settings.max_steps + 1}th: the limit is "
                 f"{self._settings.max_steps} steps a run (Settings.max_steps)"
             )
-        self._started.add(key)
+        self._begun.add(key)
 
     def check_size(self, key: str, output: Json, *, limit: int | None = None) -> None:
         """Raise `LimitExceeded` when a step's output, or with it the run, would be too large."""

@@ -46,7 +46,9 @@ class HeartbeatThread:
         self._stop = threading.Event()
         self._loop_seen_at = time.monotonic()
         self._renewed_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"agentflow-heartbeat-{worker_id}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"agentflow-heartbeat-{worker_id}", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -100,7 +102,9 @@ class HeartbeatThread:
 class Reaper:
     """Takes runs from workers that are dead. Any worker does this for all."""
 
-    def __init__(self, store: Store, clock: Clock, *, interval_seconds: float, on_reaped: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, *, interval_seconds: float, on_reaped: Callable[[], None]
+    ) -> None:
         self._store = store
         self._clock = clock
         self._interval = interval_seconds

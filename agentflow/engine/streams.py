@@ -26,7 +26,9 @@ class RunStream:
     def append(self, kind: str, data: Any, *, step_key: str | None = None, attempt: int = 0) -> None:
         if self._pending and isinstance(data, str):
             last_kind, last_key, last_attempt, last_data = self._pending[-1]
-            if (last_kind, last_key, last_attempt) == (kind, step_key, attempt) and isinstance(last_data, str):
+            if (last_kind, last_key, last_attempt) == (kind, step_key, attempt) and isinstance(
+                last_data, str
+            ):
                 self._pending[-1] = (kind, step_key, attempt, last_data + data)
                 return
         self._pending.append((kind, step_key, attempt, data))

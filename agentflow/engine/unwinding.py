@@ -59,7 +59,9 @@ async def unwind(
             task.cancel()
         await asyncio.sleep(0)
     for branch in branches:
-        logger.error("a task of a run that was taken down does not end; it swallows its cancellation: %r", branch.task)
+        logger.error(
+            "a task of a run that was taken down does not end; it swallows its cancellation: %r", branch.task
+        )
 
 
 def _tasks(branches: dict[Branch, None]) -> list[asyncio.Task[Any]]:

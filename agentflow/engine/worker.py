@@ -12,8 +12,9 @@ from agentflow.clock import Clock
 from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
 from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
-from agentflow.engine.runner import Runner, Suspended, Verdict
+from agentflow.engine.runner import Runner
 from agentflow.engine.tasks import install_task_factory
+from agentflow.engine.verdicts import Suspended, Verdict
 from agentflow.engine.wakeups import Wakeups
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
@@ -232,7 +233,9 @@ class Worker:
     def offer(self, run: NewRun) -> str | None:
         """The worker's id if this run can begin here at once, before anything that is queued."""
         has_room = self._room() > 0 and not self._is_draining and not self._claims.has_backlog
-        fits = run.app == self._app and run.ready_at <= self._clock.now() and self._registry.find(run.function)
+        fits = (
+            run.app == self._app and run.ready_at <= self._clock.now() and self._registry.find(run.function)
+        )
         if not (has_room and fits and self._is_started):
             return None
         self._offered.add(run.id)
@@ -295,7 +298,9 @@ class Worker:
             following = self._next.pop(runner.run_id, None)
             if following is not None and not self._is_draining:
                 self._take(following)
-            elif self._claims.has_backlog or (isinstance(verdict, Suspended) and verdict.ready_at < self._clock.now() + 5_000_000):
+            elif self._claims.has_backlog or (
+                isinstance(verdict, Suspended) and verdict.ready_at < self._clock.now() + 5_000_000
+            ):
                 self._wakeups.look_for_runs()
 
     def _look_into_mail(self, run_id: str) -> None:
@@ -311,7 +316,7 @@ class Worker:
         try:
             for run_id, mail, cancel in await self._store.list_mail(self.id):
                 entry = self._runners.get(run_id)
-                if entry is not None and (cancel or mail != entry[0].mail):
+                if entry is not None and (cancel or mail != entry[0].waits.mail):
                     entry[0].look_into_mail()
         except Exception:
             logger.exception("could not look whether there is mail; the next hint tries again")

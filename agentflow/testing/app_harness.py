@@ -115,7 +115,9 @@ async def harness(
             database_url = f"sqlite:///{Path(folder) / 'test.db'}"
         if model is not None:
             stack.enter_context(substitute_model(model))
-        settings = app.settings.model_copy(update={"database_url": database_url, "strict_replay": strict_replay})
+        settings = app.settings.model_copy(
+            update={"database_url": database_url, "strict_replay": strict_replay}
+        )
         store = open_store(database_url, settings=settings)
         await store.open(migrate=True)
         domain = VirtualClock(time.time_ns() // 1000) if clock == "virtual" else SystemClock()
@@ -130,5 +132,3 @@ async def harness(
                 await worker.stop()
                 app._forget(worker)
             await app.close()
-
-

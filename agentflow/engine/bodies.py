@@ -1,0 +1,192 @@
+"""Steps that execute something: try the body under its policy until it has an outcome, and commit that."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from agentflow.durations import parse_duration
+from agentflow.engine.attempts import BodyAttempt
+from agentflow.engine.policy import NEVER_RETRIED, after_failure, check_result
+from agentflow.engine.verdicts import Drained, Raised
+from agentflow.info import StepInfo, current_body
+from agentflow.retry import RetryPolicy, Stop, retry_policy
+from agentflow.runs import StepKind
+from agentflow.step import Body
+from agentflow.store.protocol import (
+    CommitStep,
+    Exists,
+    Json,
+    Micros,
+    RecordAttempt,
+    StoredAttempt,
+    StoredStep,
+)
+from agentflow.stored_errors import encode_error
+
+if TYPE_CHECKING:
+    from agentflow.engine.runner import Runner
+
+NOT_HERE = object()
+"""Stands for a value that has to be decoded from what is stored."""
+
+
+class Bodies:
+    """The bodies of one run."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._running: dict[str, asyncio.Task[Any]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether a body runs now."""
+        return bool(self._running)
+
+    def cancel(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+
+    async def execute(self, key: str, body: Body) -> tuple[StoredStep, Any]:
+        """The outcome of a step that has none yet, committed; with its value, if it is one we have made."""
+        runner = self._runner
+        runner.begin_step(key)
+        policy = retry_policy(body.retry, default=runner.function.config.policy)
+        failures = runner.journal.attempts.setdefault(key, [])
+        if failures and failures[-1].next_at > runner.now():
+            await runner.waits.nap(failures[-1].next_at)
+        while True:
+            if runner.host.is_draining():
+                runner.decide(Drained())
+                raise runner.unwinding()
+            attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads)
+            started_at = runner.now()
+            try:
+                output, value = await self._run(attempt, body, policy, failures, started_at)
+            except Exception as error:
+                failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
+                if failed is not None:
+                    return failed, NOT_HERE
+                await runner.waits.nap(failures[-1].next_at)
+            else:
+                step = self._step(attempt, body, started_at, output=output)
+                stored = await self._commit(step, attempt)
+                return stored, value if stored is step else NOT_HERE
+
+    async def _run(
+        self,
+        attempt: BodyAttempt,
+        body: Body,
+        policy: RetryPolicy,
+        failures: list[StoredAttempt],
+        started_at: Micros,
+    ) -> tuple[Json, Any]:
+        """Execute the body once; give its output as JSON, and as it comes back from that."""
+        runner = self._runner
+        value = await self._call(attempt, body)
+        if runner.is_over:
+            raise runner.unwinding()
+        if policy.tenacity is not None:
+            check_result(policy, value, failures, started_at=started_at, now=runner.now())
+        output, value = body.codec.round_trip(value, f"step {attempt.key!r}")
+        # A model's answer is paid for: it may be as large as the run.
+        limit = runner.settings.max_run_bytes if body.kind is StepKind.INFER else None
+        runner.journal.check_size(attempt.key, output, limit=limit)
+        return output, value
+
+    async def _call(self, attempt: BodyAttempt, body: Body) -> Any:
+        timeout = self._timeout(body)
+        limit = None if timeout is None else asyncio.timeout(timeout.total_seconds())
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[attempt.key] = task
+        token = current_body.set(StepInfo(self._runner.run_id, attempt.key, attempt.number))
+        try:
+            if limit is None:
+                return await body.call(attempt)
+            async with limit:
+                return await body.call(attempt)
+        except asyncio.CancelledError:
+            if self._runner.is_over:
+                raise self._runner.unwinding() from None
+            raise
+        except TimeoutError as error:
+            if limit is not None and limit.expired():
+                # A thread cannot be stopped: the next attempt must not run beside it.
+                await attempt.thread_ended()
+                raise TimeoutError(
+                    f"attempt {attempt.number + 1} took longer than timeout={timeout}"
+                ) from error
+            raise
+        finally:
+            current_body.reset(token)
+            del self._running[attempt.key]
+            self._runner.settling.poke()
+
+    def _timeout(self, body: Body) -> timedelta | None:
+        if body.timeout is not None:
+            return body.timeout
+        given = self._runner.function.config.step_timeout
+        return None if given is None else parse_duration(given)
+
+    async def _take_failure(
+        self,
+        attempt: BodyAttempt,
+        body: Body,
+        policy: RetryPolicy,
+        failures: list[StoredAttempt],
+        error: Exception,
+        started_at: Micros,
+    ) -> StoredStep | None:
+        """Store a failed attempt; give the step's outcome if it was the last one."""
+        runner = self._runner
+        if runner.is_over:
+            raise runner.unwinding()
+        if isinstance(error, NEVER_RETRIED):
+            runner.decide(Raised(error))
+            raise runner.unwinding() from error
+        now = runner.now()
+        answer = after_failure(policy, error, failures, started_at=started_at, now=now, rng=runner.host.rng)
+        if isinstance(answer, Stop):
+            return await self._commit(self._step(attempt, body, started_at, error=error), attempt)
+        failure = StoredAttempt(
+            attempt.key, attempt.number + 1, encode_error(error), now + int(answer.seconds * 1e6), started_at
+        )
+        runner.stream.append("attempt.reset", None, step_key=attempt.key, attempt=attempt.number)
+        runner.stream.flush()
+        await runner.commit(RecordAttempt(runner.run_key, failure, attempt.model_call))
+        failures.append(failure)
+        return None
+
+    def _step(
+        self,
+        attempt: BodyAttempt,
+        body: Body,
+        started_at: Micros,
+        *,
+        output: Json | None = None,
+        error: Exception | None = None,
+    ) -> StoredStep:
+        # The stream's numbers come before its step's: a reader sees the text, then the outcome.
+        self._runner.stream.flush()
+        return StoredStep(
+            key=attempt.key,
+            seq=self._runner.journal.take_seq(),
+            kind=body.kind,
+            name=body.name,
+            ok=error is None,
+            output=output,
+            error=None if error is None else encode_error(error),
+            attempt=attempt.number + 1,
+            started_at=started_at,
+            ended_at=self._runner.now(),
+        )
+
+    async def _commit(self, step: StoredStep, attempt: BodyAttempt) -> StoredStep:
+        runner = self._runner
+        answer = await runner.commit(CommitStep(runner.run_key, step, attempt.model_call))
+        if isinstance(answer, Exists):
+            step = answer.step
+        runner.journal.add(step)
+        await runner.settling.turn(step.seq or 0)
+        return step

@@ -1,0 +1,152 @@
+"""What is written of a run when its code has ended here: completed, failed, cancelled, or to be tried again."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from agentflow.crashpoints import point
+from agentflow.engine.outcomes import error_for_parent, error_of_run, is_memoized, only_cause
+from agentflow.engine.policy import NEVER_RETRIED, after_failure
+from agentflow.engine.verdicts import (
+    Cancelled,
+    Drained,
+    Lost,
+    Mismatched,
+    Raised,
+    Returned,
+    Suspended,
+    Verdict,
+)
+from agentflow.errors import LimitExceeded, RunCancelled, Unserialisable
+from agentflow.retry import Stop
+from agentflow.runs import End, RunStatus
+from agentflow.store.protocol import (
+    Adopt,
+    Adopted,
+    Fenced,
+    Finish,
+    Json,
+    MailChanged,
+    Micros,
+    RecordAttempt,
+    Release,
+    Status,
+    StoredAttempt,
+    Suspend,
+)
+from agentflow.stored_errors import encode_error
+
+if TYPE_CHECKING:
+    from agentflow.engine.runner import Runner
+
+MISMATCH_PAUSE = 10_000_000
+"""Microseconds until a run whose code does not fit its history is tried again."""
+
+logger = logging.getLogger("agentflow.engine")
+
+
+class Conclusion:
+    """Writes what becomes of a run."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._store = runner.host.store
+
+    async def write(self, verdict: Verdict) -> Verdict:
+        """See to it that the database knows; gives the verdict that holds in the end."""
+        runner = self._runner
+        match verdict:
+            case Returned(value=value):
+                try:
+                    output = runner.function.output_codec.encode(
+                        value, f"the output of {runner.function.id!r}"
+                    )
+                    runner.journal.check_size("output", output)
+                except (Unserialisable, LimitExceeded) as error:
+                    return await self._fail(error)
+                return await self._finish(verdict, Status.COMPLETED, output=output)
+            case Raised(error=error):
+                return await self._after_error(only_cause(error))
+            case Cancelled():
+                reason = runner.claimed.reason
+                stored = encode_error(RunCancelled(runner.run_id, reason), traceback=False)
+                return await self._finish(
+                    verdict, Status.CANCELLED, reason=reason, parent_error=error_for_parent(stored)
+                )
+            case Mismatched(error=mismatch):
+                logger.warning("%s; it is tried again in %d s", mismatch, MISMATCH_PAUSE // 1_000_000)
+                return await self._pause(runner.now() + MISMATCH_PAUSE, reason=f"ReplayMismatch: {mismatch}")
+            case Drained():
+                await self._store.submit(Release(runner.run_key, runner.now()))
+                return verdict
+            case Suspended() | Lost():
+                return verdict
+
+    async def _after_error(self, error: BaseException) -> Verdict:
+        """The function raised: fail, or try the code between the steps once more."""
+        runner = self._runner
+        if is_memoized(error) or isinstance(error, NEVER_RETRIED):
+            return await self._fail(error)
+        key = runner.journal.code_key
+        failures = runner.journal.attempts.get(key, [])
+        now = runner.now()
+        answer = after_failure(
+            runner.function.config.policy, error, failures, started_at=now, now=now, rng=runner.host.rng
+        )
+        if isinstance(answer, Stop):
+            return await self._fail(error)
+        due = now + int(answer.seconds * 1e6)
+        failure = StoredAttempt(key, len(failures) + 1, encode_error(error), due, now)
+        recorded = await self._store.submit(RecordAttempt(runner.run_key, failure))
+        return Lost(recorded.why) if isinstance(recorded, Fenced) else await self._pause(due, reason=None)
+
+    async def _pause(self, due: Micros, *, reason: str | None) -> Verdict:
+        """Leave the run to be claimed again at `due`; what was delivered meanwhile is read by that claim."""
+        runner = self._runner
+        mail = runner.waits.mail
+        while True:
+            answer = await self._store.submit(Suspend(runner.run_key, mail, Status.SLEEPING, due, reason))
+            match answer:
+                case MailChanged(cancel=True):
+                    return await self.write(Cancelled())
+                case MailChanged():
+                    first = runner.journal.take_seq(len(runner.journal.waits) + 1)
+                    adopted = await self._store.submit(Adopt(runner.run_key, first, runner.now()))
+                    mail = adopted.mail if isinstance(adopted, Adopted) else mail
+                case Fenced(why=why):
+                    return Lost(why)
+                case _:
+                    return Suspended(due)
+
+    async def _fail(self, error: BaseException) -> Verdict:
+        runner = self._runner
+        logger.info(
+            "run %s of %s failed: %s: %s", runner.run_id, runner.function.id, type(error).__name__, error
+        )
+        stored = error_of_run(error)
+        return await self._finish(
+            Raised(error), Status.FAILED, error=stored, parent_error=error_for_parent(stored)
+        )
+
+    async def _finish(
+        self,
+        verdict: Verdict,
+        status: Status,
+        *,
+        output: Json | None = None,
+        error: Json | None = None,
+        reason: str | None = None,
+        parent_error: Json | None = None,
+    ) -> Verdict:
+        runner = self._runner
+        point("before_finish")
+        answer = await self._store.submit(
+            Finish(runner.run_key, status, output, error, reason, runner.now(), parent_error)
+        )
+        point("after_finish")
+        if isinstance(answer, Fenced):
+            return Lost(answer.why)
+        if status is not Status.CANCELLED:  # why it was cancelled is in the database alone
+            runner.host.on_ended(End(runner.run_id, RunStatus(status.name.lower()), output, error, reason))
+        return verdict

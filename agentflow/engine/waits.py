@@ -1,0 +1,284 @@
+"""Steps that wait: register the wait, leave memory when nothing else is to be done, take in what was delivered."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from asyncio import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agentflow.crashpoints import point
+from agentflow.engine.host import TimerHandle
+from agentflow.engine.verdicts import Cancelled, Lost, Raised, Suspended
+from agentflow.errors import InvalidInput, LimitExceeded, NotFound, SignalConflict, Unserialisable
+from agentflow.runs import StepKind
+from agentflow.step import Wait, WaitPlan
+from agentflow.store.protocol import (
+    Adopt,
+    Adopted,
+    Done,
+    Exists,
+    Fenced,
+    Json,
+    MailChanged,
+    Micros,
+    Outcome,
+    RegisterWait,
+    ResolveWait,
+    SignalTaken,
+    Status,
+    StoredStep,
+    StoredWait,
+    Suspend,
+    Waits,
+    WithdrawWait,
+)
+from agentflow.stored_errors import encode_error
+
+if TYPE_CHECKING:
+    from agentflow.engine.runner import Runner
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    """A wait that user code is blocked on: who gets its outcome, and when it is due."""
+
+    future: Future[StoredStep]
+    deadline: Micros
+    is_timer: bool
+
+
+class RunWaits:
+    """The waits of one run."""
+
+    def __init__(self, runner: Runner, *, mail: int) -> None:
+        self._runner = runner
+        self._loop = asyncio.get_running_loop()
+        self._outstanding: dict[str, _Outstanding] = {}
+        self._naps: dict[Future[None], Micros] = {}
+        self._timer: TimerHandle | None = None
+        self.mail = mail
+        """The run's mail as far as it was read."""
+
+    def __bool__(self) -> bool:
+        """Whether user code is blocked on a wait now."""
+        return bool(self._outstanding or self._naps)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def resolve(self, key: str, wait: Wait) -> StoredStep:
+        """The outcome of a wait that has none yet, handed out in its turn."""
+        runner = self._runner
+        registered = runner.journal.waits.get(key)
+        if registered is None:
+            runner.begin_step(key)
+            known = await self._register(key, wait)
+            if isinstance(known, StoredStep):
+                await runner.settling.turn(known.seq or 0)
+                return known
+            deadline = known
+        else:
+            runner.check_kind(key, registered.kind, wait.kind)
+            deadline = registered.deadline
+        return await self._outcome_of(key, deadline, is_timer=wait.kind is StepKind.SLEEP)
+
+    async def nap(self, until: Micros) -> None:
+        """Wait for the next attempt of a step; the database has its time already."""
+        future: Future[None] = self._loop.create_future()
+        self._naps[future] = until
+        self._runner.settling.poke()
+        try:
+            await self._runner.settling.block(future)
+        except asyncio.CancelledError:
+            if self._runner.is_over:
+                raise self._runner.unwinding() from None
+            raise
+        finally:
+            self._naps.pop(future, None)
+
+    # ------------------------------------------------------------------------------------- registering
+
+    async def _register(self, key: str, wait: Wait) -> StoredStep | Micros:
+        """Register a wait: its deadline, or the outcome it has already."""
+        runner = self._runner
+        now = runner.now()
+        try:
+            plan = wait.plan(key)
+            if inspect.isawaitable(plan):
+                plan = await plan
+        except (InvalidInput, NotFound, Unserialisable) as error:
+            return await self._end(key, wait, None, None, error, now)
+        except LimitExceeded as error:
+            runner.decide(Raised(error))
+            raise runner.unwinding() from error
+        if plan.deadline <= now and not plan.child and not plan.approval:
+            return await self._end(key, wait, plan, plan.timeout_output, plan.timeout_error, now)
+        stored = _stored_wait(key, wait, plan, now)
+        answer = await runner.commit(
+            RegisterWait(
+                runner.run_key,
+                stored,
+                runner.journal.take_seq(),
+                now,
+                child=plan.child,
+                approval=plan.approval,
+                replace=plan.replace,
+                lookback_from=plan.lookback_from,
+            )
+        )
+        match answer:
+            case Waits(deadline=deadline):
+                if wait.resolves_at_once:
+                    return await self._end(key, wait, plan, plan.timeout_output, None, now)
+                runner.journal.waits[key] = stored
+                return deadline
+            case Exists(step=step):
+                runner.journal.add(step)
+                return step
+            case SignalTaken(run_id=other):
+                conflict = SignalConflict(
+                    f"step {key!r} of run {runner.run_id}: run {other} waits for signal {plan.topic!r} already; "
+                    'use another name, or on_conflict="replace"'
+                )
+                return await self._end(key, wait, plan, None, conflict, now)
+        raise AssertionError(f"unexpected answer to a wait: {answer!r}")
+
+    async def _end(
+        self,
+        key: str,
+        wait: Wait,
+        plan: WaitPlan | None,
+        output: Json | None,
+        error: Exception | None,
+        started_at: Micros,
+    ) -> StoredStep:
+        """Give a wait an outcome of our own; one that somebody else delivered first stands."""
+        runner = self._runner
+        step = StoredStep(
+            key=key,
+            seq=runner.journal.take_seq(),
+            kind=wait.kind,
+            name=None if plan is None else plan.name,
+            ok=error is None,
+            output=output if error is None else None,
+            error=None if error is None else encode_error(error),
+            attempt=1,
+            started_at=started_at,
+            ended_at=runner.now(),
+        )
+        answer = await runner.commit(ResolveWait(runner.run_key, step))
+        if isinstance(answer, Exists):
+            step = answer.step
+        runner.journal.add(step)
+        return step
+
+    async def _outcome_of(self, key: str, deadline: Micros, *, is_timer: bool) -> StoredStep:
+        runner = self._runner
+        future: Future[StoredStep] = self._loop.create_future()
+        self._outstanding[key] = _Outstanding(future, deadline, is_timer)
+        runner.settling.poke()
+        try:
+            step = await runner.settling.block(future)
+        except asyncio.CancelledError:
+            self._outstanding.pop(key, None)
+            if runner.is_over:
+                raise runner.unwinding() from None
+            runner.journal.waits.pop(key, None)
+            # Nothing is memoized: replay makes the call again. The withdrawal goes before anything that follows.
+            runner.submit(WithdrawWait(runner.run_key, key, runner.now()))
+            raise
+        await runner.settling.turn(step.seq or 0)
+        return step
+
+    # ---------------------------------------------------------------------------- suspending and waking
+
+    def suspend(self) -> None:
+        """Everything waits: leave memory, unless something was delivered meanwhile."""
+        runner = self._runner
+        if runner.is_over:
+            return
+        only_timers = all(wait.is_timer for wait in self._outstanding.values())
+        status = Status.SLEEPING if only_timers else Status.WAITING
+        ready_at = self._earliest()
+        point("before_suspend")
+        submitted = runner.submit(Suspend(runner.run_key, self.mail, status, ready_at))
+        submitted.add_done_callback(lambda future: self._suspended(future, ready_at))
+
+    def _suspended(self, future: Future[Outcome], ready_at: Micros) -> None:
+        point("after_suspend")
+        match _outcome(future):
+            case Done():
+                self._runner.decide(Suspended(ready_at))
+            case MailChanged():
+                self.look_into_mail()
+            case Fenced(why=why):
+                self._runner.decide(Lost(why))
+            case error:
+                self._runner.decide(Lost(f"the run could not be suspended: {error!r}"))
+
+    def look_into_mail(self) -> None:
+        """Take in what was delivered, and what is due."""
+        runner = self._runner
+        if runner.is_over:
+            return
+        first = runner.journal.take_seq(len(self._outstanding) + len(runner.journal.waits) + 1)
+        runner.submit(Adopt(runner.run_key, first, runner.now())).add_done_callback(self._adopted)
+
+    def _adopted(self, future: Future[Outcome]) -> None:
+        runner = self._runner
+        answer = _outcome(future)
+        if runner.is_over:
+            return
+        if not isinstance(answer, Adopted):
+            runner.decide(Lost(answer.why if isinstance(answer, Fenced) else repr(answer)))
+            return
+        self.mail = answer.mail
+        for step in answer.steps:
+            runner.journal.add(step)
+            outstanding = self._outstanding.pop(step.key, None)
+            if outstanding is not None and not outstanding.future.done():
+                outstanding.future.set_result(step)
+        now = runner.now()
+        for nap, until in list(self._naps.items()):
+            if until <= now and not nap.done():
+                nap.set_result(None)
+        if answer.cancel:
+            runner.decide(Cancelled())
+        runner.settling.poke()
+
+    def watch_deadlines(self) -> None:
+        """The run stays in memory although it waits: its deadlines have to be watched here."""
+        self.close()
+        self._timer = self._runner.host.timers.at(self._earliest(), self.look_into_mail)
+
+    def _earliest(self) -> Micros:
+        return min([*(wait.deadline for wait in self._outstanding.values()), *self._naps.values()])
+
+
+def _stored_wait(key: str, wait: Wait, plan: WaitPlan, now: Micros) -> StoredWait:
+    error = plan.timeout_error
+    return StoredWait(
+        key=key,
+        kind=wait.kind,
+        name=plan.name,
+        topic=plan.topic,
+        correlation=plan.correlation,
+        deadline=plan.deadline,
+        since=now,
+        timeout_ok=error is None,
+        timeout_output=plan.timeout_output if error is None else None,
+        timeout_error=None if error is None else encode_error(error, traceback=False),
+    )
+
+
+def _outcome(future: Future[Outcome]) -> Any:
+    """The answer, or the error that came instead."""
+    if future.cancelled():
+        return None
+    with suppress(Exception):
+        return future.result()
+    return future.exception()
