@@ -185,7 +185,7 @@ class Loop(Generic[T]):
             pinned = kept.pinned = await self._pin(agent, now)
         self._budget.check_deadline(pinned.started_at if self._started_at is None else self._started_at, now)
         draft["pinned"] = pinned
-        keep = kept.model_dump(mode="json", exclude_none=True)
+        keep = {name: value for name, value in kept.model_dump(mode="json").items() if value is not None}
         return self._question(pinned, keep=keep or None)
 
     def _question(self, pinned: Pinned, *, keep: dict[str, Any] | None = None) -> Question:

@@ -1,0 +1,200 @@
+"""A tool that needs an approval runs after a person's decision, once, with exactly what was approved."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from agentflow import Agent, App, Approval, ApprovalRequest, Approve, Deny, Edit, Respond, RunHandle, Step, tool
+from agentflow.errors import RunFailed
+from agentflow.runs import RunStatus
+from agentflow.testing import Harness, ScriptedModel, harness
+from tests.agents.support import call, results_in, steps_of
+
+
+class Desk:
+    """An agent that asks for a refund beside a look-up, and what its tools did."""
+
+    def __init__(self, approval: bool | Approval = True) -> None:
+        self.refunds: list[tuple[str, Decimal]] = []
+        self.lookups = 0
+
+        @tool(approval=approval)
+        async def refund(order_id: str, amount: Decimal, note: str = "") -> str:
+            """Pay money back."""
+            self.refunds.append((order_id, amount))
+            return f"paid {amount}"
+
+        @tool
+        async def lookup(order_id: str) -> str:
+            self.lookups += 1
+            return "found"
+
+        self.app = App("t")
+        self.agent = Agent("support", model="openai:gpt-5-mini", tools=[refund, lookup])
+        self.app.add(self.agent)
+        self.model = ScriptedModel(
+            [[call("refund", order_id="7", amount=12), call("lookup", order_id="7")], "done"]
+        )
+
+    @asynccontextmanager
+    async def asking(self, database_url: str) -> AsyncIterator[tuple[Harness, RunHandle[str], ApprovalRequest]]:
+        async with harness(self.app, model=self.model, database_url=database_url) as h:
+            run = await h.start(self.agent, "Refund it.")
+            await h.idle()
+            [request] = (await self.app.approvals.list(status="pending")).data
+            yield h, run, request
+
+    @property
+    def told(self) -> list[Any]:
+        return results_in(self.model.requests[1])
+
+
+async def test_nothing_runs_before_the_decision_and_the_other_call_is_not_held_back(sqlite_url: str) -> None:
+    desk = Desk()
+    async with desk.asking(sqlite_url) as (h, run, request):
+        assert await run.status() is RunStatus.WAITING
+        assert (desk.refunds, desk.lookups, len(desk.model.requests)) == ([], 1, 1)
+        assert (request.tool, request.args) == ("refund", {"order_id": "7", "amount": 12, "note": ""})
+        assert request.step_key == "support#0/turn0/0:refund/approval"
+        await h.advance("1d")
+        await h.crash()
+        await h.restart()
+        await desk.app.approvals.decide(request.id, Approve(), by="ana", args_digest=request.args_digest)
+        await h.idle()
+        assert await run.result(5) == "done"
+        assert "support#0/turn0/0:refund" in await steps_of(desk.app, run.id)
+    assert (desk.refunds, desk.lookups) == ([("7", Decimal(12))], 1)
+    assert desk.told == ["paid 12", "found"]
+
+
+async def test_edited_arguments_are_what_runs(sqlite_url: str) -> None:
+    desk = Desk()
+    async with desk.asking(sqlite_url) as (_, run, request):
+        await desk.app.approvals.decide(request.id, Edit({"order_id": "7", "amount": "5.50"}), by="ana")
+        assert await run.result(5) == "done"
+    assert desk.refunds == [("7", Decimal("5.50"))]
+    assert desk.told[0] == "paid 5.50"
+
+
+async def test_edited_arguments_that_do_not_validate_do_not_run(sqlite_url: str) -> None:
+    desk = Desk()
+    async with desk.asking(sqlite_url) as (_, run, request):
+        await desk.app.approvals.decide(request.id, Edit({"order_id": "7", "amount": "much"}), by="ana")
+        assert await run.result(5) == "done"
+    assert desk.refunds == []
+    assert "amount" in desk.told[0]
+
+
+@pytest.mark.parametrize(
+    ("decision", "told"),
+    [
+        (Deny("Too much."), "Too much."),
+        (Deny(), "A person denied the call. It was not made."),
+        (Respond({"voucher": "A1"}), {"voucher": "A1"}),
+    ],
+)
+async def test_a_denial_and_a_response_go_to_the_model_in_place_of_the_result(
+    sqlite_url: str, decision: Deny | Respond, told: Any
+) -> None:
+    desk = Desk()
+    async with desk.asking(sqlite_url) as (_, run, request):
+        await desk.app.approvals.decide(request.id, decision, by="ana")
+        assert await run.result(5) == "done"
+    assert (desk.refunds, desk.told[0]) == ([], told)
+
+
+async def test_no_decision_in_time_is_a_denial(sqlite_url: str) -> None:
+    desk = Desk(Approval(timeout="2d"))
+    async with desk.asking(sqlite_url) as (h, run, _):
+        await h.advance("47h")
+        assert await run.status() is RunStatus.WAITING
+        await h.advance("1h")
+        assert await run.result(5) == "done"
+    assert (desk.refunds, desk.told[0]) == ([], "Nobody decided in time, so the call was denied. It was not made.")
+
+
+async def test_when_is_evaluated_once_and_decides_whether_a_person_is_asked(sqlite_url: str) -> None:
+    seen: list[Any] = []
+
+    def is_much(args: dict[str, Any]) -> bool:
+        seen.append(args["amount"])
+        return bool(args["amount"] > 100)
+
+    desk = Desk(Approval(when=is_much))
+    desk.model.replies[:] = [
+        [call("refund", order_id="1", amount="12"), call("refund", order_id="2", amount="120")],
+        "done",
+    ]
+    async with desk.asking(sqlite_url) as (h, run, request):
+        assert request.args == {"order_id": "2", "amount": "120", "note": ""}
+        assert desk.refunds == [("1", Decimal(12))]
+        await h.crash()
+        await h.restart()
+        await h.idle()
+        await desk.app.approvals.decide(request.id, Approve(), by="ana")
+        assert await run.result(5) == "done"
+    assert seen == [Decimal(12), Decimal(120)]
+    assert desk.refunds == [("1", Decimal(12)), ("2", Decimal(120))]
+
+
+async def test_what_was_approved_for_other_arguments_does_not_run(sqlite_url: str) -> None:
+    desk = Desk()
+    async with desk.asking(sqlite_url) as (h, run, request):
+        await h.crash()
+        with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as database:
+            database.execute("UPDATE agentflow_approval SET args_digest = 'another'")
+        database.close()
+        await desk.app.approvals.decide(request.id, Approve(), by="ana")
+        await h.restart()
+        await h.idle()
+        with pytest.raises(RunFailed, match=r"DigestMismatch.*was not made"):
+            await run.result(5)
+    assert desk.refunds == []
+
+
+async def test_a_failing_call_withdraws_the_question_beside_it(sqlite_url: str) -> None:
+    app = App("t")
+
+    @tool(approval=True)
+    async def pay() -> str:
+        return "paid"
+
+    @tool(retry=0)
+    async def broken() -> str:
+        raise OSError("no route")
+
+    agent = Agent("support", model="openai:gpt-5-mini", tools=[pay, broken])
+    app.add(agent)
+    model = ScriptedModel([[call("pay"), call("broken")]])
+    async with harness(app, model=model, database_url=sqlite_url) as h:
+        run = await h.start(agent, "go")
+        await h.idle()
+        with pytest.raises(RunFailed, match="no route"):
+            await run.result(5)
+        assert (await app.approvals.list(status="pending")).data == []
+
+
+async def test_a_tool_that_takes_the_step_waits_for_its_approval_too(sqlite_url: str) -> None:
+    app, paid = App("t"), []
+
+    @tool(approval=True)
+    async def pay(amount: int, step: Step) -> str:
+        return await step.run("pay", lambda: paid.append(amount) or f"paid {amount}")
+
+    agent = Agent("support", model="openai:gpt-5-mini", tools=[pay])
+    app.add(agent)
+    model = ScriptedModel([call("pay", amount=3), "done"])
+    async with harness(app, model=model, database_url=sqlite_url) as h:
+        run = await h.start(agent, "go")
+        await h.idle()
+        assert paid == []
+        [request] = (await app.approvals.list(status="pending")).data
+        await app.approvals.decide(request.id, Approve(), by="ana")
+        assert await run.result(5) == "done"
+    assert (paid, results_in(model.requests[1])) == ([3], ["paid 3"])
