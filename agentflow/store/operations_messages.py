@@ -139,9 +139,9 @@ def _wake_waits(tx: Transaction, event: NewEvent, now: int) -> Work[None]:
     for run_id, key, correlation in waits:
         if run_id in started:
             continue
-        if event.correlations is None and correlation is not None:
-            if not _has_correlation(correlation, event.id, event.name, event.data, event.ts):
-                continue
+        is_checked = event.correlations is not None or correlation is None
+        if not is_checked and not _has_correlation(correlation, event.id, event.name, event.data, event.ts):
+            continue
         yield from deliver(tx, run_id, key, now, (True, output, None))
 
 

@@ -228,11 +228,11 @@ class SqlQueries:
         rows, after = await self._page(
             chosen, (approval.requested_at, approval.id), limit, cursor, newest_first=False
         )
-        return _as_page([records.approval_request(row) for row in rows], after)
+        return _as_page([records.shown_approval(row) for row in rows], after)
 
     async def get_approval(self, approval_id: str) -> ApprovalRequest | None:
         rows = await self._rows(select(*approval).where(approval.id == approval_id))
-        return records.approval_request(rows[0]) if rows else None
+        return records.shown_approval(rows[0]) if rows else None
 
     async def list_events(
         self, *, name: str | None = None, limit: int = 50, cursor: str | None = None

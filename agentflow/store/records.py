@@ -194,6 +194,26 @@ def event_record(row: Row) -> EventRecord:
     )
 
 
+def shown_approval(row: Row) -> ApprovalRequest:
+    """An approval for a list: one that cannot be decoded shows so, and nobody can decide it."""
+    try:
+        return approval_request(row)
+    except InvalidInput as broken:
+        return ApprovalRequest(
+            id=row["id"],
+            run_id=row["run_id"],
+            step_key=row["step_key"],
+            tool=row["tool"],
+            title=row["title"],
+            details=_undecodable(broken).model_dump(),
+            args_digest=row["args_digest"],
+            status=ApprovalStatus.CANCELLED,
+            requested_at=_moment(row["requested_at"]),
+            expires_at=_moment(row["expires_at"]),
+            decided_at=_optional_moment(row["decided_at"]),
+        )
+
+
 def approval_request(row: Row) -> ApprovalRequest:
     """An approval as a person sees it. Raises `InvalidInput` for a row that cannot be decoded."""
     try:

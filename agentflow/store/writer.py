@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
@@ -226,10 +227,8 @@ class Writer:
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
-        try:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
 
     # --------------------------------------------------------------------------------------- in the loop
 
