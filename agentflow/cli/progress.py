@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -65,32 +65,47 @@ class Progress:
 async def read_progress(app: App, run_id: str) -> Progress:
     """The run and its children by now. Raises `NotFound`."""
     run = await app.runs.get(run_id)
+    steps = await _steps(app, run_id, depth=0)
+    # After the steps: a call whose step is known has its tokens then.
     calls: dict[tuple[str, str], list[ModelCall]] = defaultdict(list)
     for owner, call in await app.client.store.queries.list_model_calls(run=run_id):
         calls[(owner, call.key)].append(call)
-    return Progress(run, await _lines(app, run_id, calls, depth=0))
+    return Progress(run, [*_lines(steps, calls)])
 
 
-async def _lines(
-    app: App, run_id: str, calls: dict[tuple[str, str], list[ModelCall]], *, depth: int
-) -> list[Line]:
+async def _steps(app: App, run_id: str, *, depth: int) -> list[tuple[int, StepRecord]]:
+    """The run's steps with their depth, below each invoke those of its child."""
     steps = await all_steps(app, run_id)
     children: dict[str, list[Run]] = defaultdict(list)
     if any(step.kind is StepKind.INVOKE for step in steps):
         page = await app.client.store.queries.list_runs(parent=run_id, limit=100)
         for child in reversed(page.data):  # they come newest first
             children[child.function].append(child)
-    lines: list[Line] = []
+    found: list[tuple[int, StepRecord]] = []
     for step in steps:
-        lines.append(_line(step, depth, tuple(calls.get((run_id, step.key), ()))))
+        found.append((depth, step))
         if step.kind is StepKind.INVOKE and (started := children.get(step.name or "")):
-            lines += await _lines(app, started.pop(0).id, calls, depth=depth + 1)
-    known = {step.key for step in steps}
-    for (owner, key), made in calls.items():
-        # A model call that is on its way has a row in the ledger, and no outcome yet.
-        if owner == run_id and key not in known and made[-1].ended_at is None:
-            lines.append(_in_flight(run_id, key, depth, made))
-    return lines
+            found += await _steps(app, started.pop(0).id, depth=depth + 1)
+    return found
+
+
+def _lines(
+    steps: list[tuple[int, StepRecord]], calls: dict[tuple[str, str], list[ModelCall]]
+) -> Iterator[Line]:
+    known = {(step.run_id, step.key) for _, step in steps}
+    depths = {step.run_id: depth for depth, step in steps}
+    # A model call that is on its way has a row in the ledger, and no outcome yet.
+    flying = [
+        _in_flight(run_id, key, depths.get(run_id, len(depths)), made)
+        for (run_id, key), made in calls.items()
+        if (run_id, key) not in known and made[-1].ended_at is None
+    ]
+    for position, (depth, step) in enumerate(steps):
+        yield _line(step, depth, tuple(calls.get((step.run_id, step.key), ())))
+        is_last = position + 1 == len(steps) or steps[position + 1][1].run_id != step.run_id
+        if is_last and not any(later.run_id == step.run_id for _, later in steps[position + 1 :]):
+            yield from (line for line in flying if line.run_id == step.run_id)
+    yield from (line for line in flying if line.run_id not in depths)
 
 
 def _line(step: StepRecord, depth: int, calls: tuple[ModelCall, ...]) -> Line:

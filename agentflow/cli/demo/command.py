@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from agentflow.cli.exits import run_async
+
+
+INTERRUPTED = 130
+"""What shells expect of a process that Ctrl-C has ended."""
 
 
 class Auto(StrEnum):
@@ -34,4 +39,14 @@ def demo(
 
     from agentflow.cli.demo.session import show_demo
 
-    run_async(show_demo(files, auto=auto.value))
+    try:
+        run_async(show_demo(files, auto=auto.value))
+    except KeyboardInterrupt:
+        from agentflow.cli.output import say
+
+        say("\nstopped; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+    # Nothing is open any more. Between the last line and the process's end is no moment that a kill could hit, to be
+    # taken for a kill of the demo.
+    sys.stdout.flush()
+    os._exit(0)

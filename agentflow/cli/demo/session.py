@@ -20,30 +20,36 @@ from agentflow.cli.ids import as_argument
 from agentflow.cli.opened import open_app
 from agentflow.cli.program import program
 from agentflow.cli.progress import Progress, read_progress
-from agentflow.errors import AlreadyDecided, NotFound
+from agentflow.errors import AlreadyDecided, NotFound, RunCancelled, RunFailed
 from agentflow.handles import RunHandle
-from agentflow.runs import RunStatus, StepKind, StepStatus
+from agentflow.runs import ErrorInfo, RunStatus, StepKind, StepStatus
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.15
 
 
 async def show_demo(files: DemoFiles, *, auto: str) -> None:
-    """Show the demo that is not over, or a new one, to its end."""
+    """Show the demo that is not over, or a new one, to its end. Raises what an end other than completed means."""
     agent = load_agent()
     state = files.begin()
+    teller = Teller()
     async with open_app(agent.app):
         state, run = await _run_of(state, files, agent)
-        teller = Teller()
         teller.introduce(run.id, await read_progress(agent.app, run.id))
         async with _working(agent.app, run):
             progress = await _show(agent, run, teller, auto=auto)
-        generated = files.count_generations() - state.generations_before
-        model_calls = generated if agent.MODEL.startswith("scripted:") else teller.count_calls(progress)
-        tell_ending(progress, model_calls=model_calls, refunds=files.count_refunds() - state.refunds_before)
-        files.end(state)
-        if progress.run.status is not RunStatus.COMPLETED:
-            # Raises what the shell has to know.
-            await run.result()
+    # Everything is closed before the end is told: who has seen the last line may start, or kill, what they like.
+    generated = files.count_generations() - state.generations_before
+    model_calls = generated if agent.MODEL.startswith("scripted:") else teller.count_calls(progress)
+    tell_ending(progress, model_calls=model_calls, refunds=files.count_refunds() - state.refunds_before)
+    files.end(state)
+    ended = progress.run
+    match ended.status:
+        case RunStatus.COMPLETED:
+            return
+        case RunStatus.FAILED:
+            raise RunFailed(ended.id, ended.error or ErrorInfo(name="Error", message="unknown"))
+        case _:
+            raise RunCancelled(ended.id, ended.reason)
 
 
 @asynccontextmanager
