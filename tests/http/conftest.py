@@ -1,4 +1,4 @@
-"""Servers for the tests of the HTTP API: one process a module, each with its own database."""
+"""Servers for the tests of the HTTP API: one process of each kind, with a database of its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from tests.http.servers import Server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The app of `tests.http.served`, open to this machine."""
     yield from _serve("tests.http.served:api", tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server_with_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same app, open to its keys."""
     yield from _serve("tests.http.served:with_keys", tmp_path_factory)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -71,6 +73,20 @@ async def talks(ctx: Context[int], step: Step) -> int:
         await step.run(f"say {number}", lambda: "word", output=str)
     await step.wait_for_signal("enough", signal=f"enough:{ctx.run_id}", timeout="1h")
     return ctx.data
+
+
+@flow.function
+async def writes(ctx: Context[str], step: Step) -> int:
+    """Ten lines into a file, one a step."""
+    for number in range(10):
+        await step.run(f"line {number}", _write_line, ctx.data, number)
+    return 10
+
+
+def _write_line(path: str, number: int) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{number}\n")
+    time.sleep(0.1)  # long enough to be killed in
 
 
 @flow.function

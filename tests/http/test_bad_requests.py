@@ -210,7 +210,7 @@ def test_a_wrong_method_is_405_and_says_which(client: httpx2.Client) -> None:
 
 
 def test_the_host_keeps_its_own_errors(server: Server) -> None:
-    with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}") as host:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", verify=False) as host:
         assert host.get("/own/5").json() == 5
         assert host.get("/nothing").json() == {"detail": "Not Found"}
         wrong = host.get("/own/five")
