@@ -11,7 +11,6 @@ import typer
 
 from agentflow.cli.exits import run_async
 
-
 INTERRUPTED = 130
 """What shells expect of a process that Ctrl-C has ended."""
 
