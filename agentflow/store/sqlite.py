@@ -1,4 +1,4 @@
-"""The store on a SQLite file: every write and claim goes through the one writer; pages read on connections of their own."""
+"""The store on a SQLite file: all writes and claims go through the one writer; pages have connections of their own."""
 
 from __future__ import annotations
 

@@ -295,10 +295,10 @@ def _steps_to_commit_first(operations: Sequence[Any]) -> list[int]:
     together: list[int] = []
     touched: set[str] = set()
     for index, operation in enumerate(operations):
-        if type(operation) is CommitStep:
-            if operation.model_call is None and operation.run.run_id not in touched:
-                together.append(index)
-                continue
+        is_plain = type(operation) is CommitStep and operation.model_call is None
+        if is_plain and operation.run.run_id not in touched:
+            together.append(index)
+            continue
         run = getattr(operation, "run", None)
         run_id = (
             getattr(run, "run_id", None) or getattr(run, "id", None) or getattr(operation, "run_id", None)

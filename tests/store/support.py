@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +145,16 @@ __all__ = [
     "make_store",
     "with_worker",
 ]
+
+
+async def until(condition: Callable[[], Any | Awaitable[Any]]) -> None:
+    """Wait until it is so, at most ten seconds."""
+    for _ in range(2_000):
+        answer = condition()
+        if await answer if inspect.isawaitable(answer) else answer:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not become so within ten seconds")
 
 
 async def expire_leases(store: Store, *, keep: str) -> None:

@@ -26,7 +26,7 @@ from agentflow.store.protocol import (
     Suspend,
 )
 from agentflow.store.transaction import Transaction
-from tests.store.support import APP, FUNCTION, NEVER, World, a_step, a_wait, make_store, with_worker
+from tests.store.support import APP, FUNCTION, NEVER, World, a_step, a_wait, make_store, until, with_worker
 
 Connection = asyncpg.Connection
 
@@ -328,7 +328,8 @@ async def test_a_batch_cut_in_its_transaction_ends_in_one_outcome(
     send = world.store.submit(SendSignal("s", "go", "1", 1_500))
     await _until_someone_waits(by_hand[1])
     await by_hand[1].execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
     await transaction.commit()
     assert await send == Delivered(key.run_id)
@@ -384,19 +385,13 @@ async def test_bulk_is_one_statement_per_batch(world: World) -> None:
 
 async def _until_someone_waits(watcher: Connection) -> None:
     """Until some connection of this database waits for a lock."""
-    async with asyncio.timeout(10):
-        while not await watcher.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ):
-            await asyncio.sleep(0.005)
+    text = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    await until(lambda: watcher.fetchval(text))
 
 
 async def _until_it_sleeps(watcher: Connection, sleeper: Connection) -> None:
-    async with asyncio.timeout(10):
-        while not await watcher.fetchval(
-            "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1", sleeper.get_server_pid()
-        ):
-            await asyncio.sleep(0.005)
+    text = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1"
+    await until(lambda: watcher.fetchval(text, sleeper.get_server_pid()))
 
 
 async def _cut_all_others(by_hand: tuple[Connection, Connection]) -> None:

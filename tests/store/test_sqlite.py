@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from tests.store.support import (
     expire_leases,
     fresh,
     make_store,
+    until,
     with_worker,
 )
 
@@ -238,10 +238,7 @@ async def test_the_wal_is_brought_in_when_it_has_grown(world: World, monkeypatch
     assert wal.stat().st_size > 300_000
     monkeypatch.setattr(sqlite_backend, "CHECKPOINT_BYTES", 100_000)
     world.store._writer._backend._checkpoint_at = 0  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 10
-    while wal.stat().st_size > 0 and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    assert wal.stat().st_size == 0
+    await until(lambda: wal.stat().st_size == 0)
     assert (await world.step(key, "b", 2)) == Done()
 
 
@@ -257,8 +254,7 @@ async def test_nobody_checkpoints_while_another_process_does(
         backend = world.store._writer._backend  # type: ignore[attr-defined]
         backend._checkpoint_at = 0
         await world.step(key)
-        while backend._checkpoint_at == 0:
-            await asyncio.sleep(0.01)
+        await until(lambda: backend._checkpoint_at > 0)
         assert wal.stat().st_size > 0
 
 

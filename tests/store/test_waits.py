@@ -27,7 +27,7 @@ from agentflow.store.protocol import (
     Waits,
     WithdrawWait,
 )
-from tests.store.support import NEVER, World, a_run, a_step, a_wait, an_event
+from tests.store.support import NEVER, World, a_run, a_step, a_wait, an_event, until
 
 GOT = '{"name":"go","data":{"x":1}}'
 
@@ -271,8 +271,11 @@ async def test_no_signal_is_lost_between_many_waits_and_suspends(world: World) -
         return key.run_id
 
     async def send(n: int) -> None:
-        while await world.submit(SendSignal(f"s-{n}", f"go-{n}", "1", 1_500)) == NobodyWaits():
-            await asyncio.sleep(0)
+        async def is_delivered() -> bool:
+            answer = await world.submit(SendSignal(f"s-{n}", f"go-{n}", "1", 1_500))
+            return isinstance(answer, Delivered)
+
+        await until(is_delivered)
 
     count = 40
     runs = await asyncio.gather(*(receive(n) for n in range(count)), *(send(n) for n in range(count)))
