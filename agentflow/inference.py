@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -53,6 +53,13 @@ logger = logging.getLogger(__name__)
 DeltaListener: TypeAlias = Callable[[Delta], None]
 
 
+class HasSpec(Protocol):
+    """A tool made with `@tool`."""
+
+    @property
+    def spec(self) -> ToolSpec: ...
+
+
 class Inference:
     """The model calls of one run."""
 
@@ -69,7 +76,7 @@ class Inference:
         model: ModelLike,
         messages: MessageLike | Sequence[MessageLike],
         instructions: str | None = None,
-        tools: Sequence[ToolSpec] = (),
+        tools: Sequence[ToolSpec | HasSpec] = (),
         output: Any = None,
         settings: ModelSettings | None = None,
         fallback: Sequence[ModelLike] = (),
@@ -94,7 +101,7 @@ class Inference:
         question = Question(
             messages=to_messages(messages),
             instructions=instructions,
-            tools=tuple(tools),
+            tools=tuple(tool if isinstance(tool, ToolSpec) else tool.spec for tool in tools),
             output=output,
             settings=settings or ModelSettings(),
         )

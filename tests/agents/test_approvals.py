@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from agentflow import Agent, App, Approval, ApprovalRequest, Approve, Deny, Edit, Respond, RunHandle, Step, tool
+from agentflow import (
+    Agent,
+    App,
+    Approval,
+    ApprovalRequest,
+    Approve,
+    Deny,
+    Edit,
+    Respond,
+    RunHandle,
+    Step,
+    tool,
+)
 from agentflow.errors import RunFailed
 from agentflow.runs import RunStatus
 from agentflow.testing import Harness, ScriptedModel, harness
@@ -43,7 +55,9 @@ class Desk:
         )
 
     @asynccontextmanager
-    async def asking(self, database_url: str) -> AsyncIterator[tuple[Harness, RunHandle[str], ApprovalRequest]]:
+    async def asking(
+        self, database_url: str
+    ) -> AsyncIterator[tuple[Harness, RunHandle[str], ApprovalRequest]]:
         async with harness(self.app, model=self.model, database_url=database_url) as h:
             run = await h.start(self.agent, "Refund it.")
             await h.idle()
@@ -116,7 +130,10 @@ async def test_no_decision_in_time_is_a_denial(sqlite_url: str) -> None:
         assert await run.status() is RunStatus.WAITING
         await h.advance("1h")
         assert await run.result(5) == "done"
-    assert (desk.refunds, desk.told[0]) == ([], "Nobody decided in time, so the call was denied. It was not made.")
+    assert (desk.refunds, desk.told[0]) == (
+        [],
+        "Nobody decided in time, so the call was denied. It was not made.",
+    )
 
 
 async def test_when_is_evaluated_once_and_decides_whether_a_person_is_asked(sqlite_url: str) -> None:

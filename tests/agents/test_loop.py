@@ -37,7 +37,9 @@ async def lookup(order_id: str) -> dict[str, Any]:
 
 async def test_model_and_tool_calls_are_steps_with_the_documented_keys(sqlite_url: str) -> None:
     app = App("t")
-    agent = Agent("support", model="openai:gpt-5-mini", instructions="Help.", tools=[lookup], output=Resolution)
+    agent = Agent(
+        "support", model="openai:gpt-5-mini", instructions="Help.", tools=[lookup], output=Resolution
+    )
     app.add(agent)
     model = ScriptedModel(
         [call("lookup", order_id="7"), Resolution(reply="It is on its way.", refunded=Decimal("1.50"))]
@@ -134,10 +136,15 @@ async def test_two_runs_of_an_agent_under_gather_do_not_share_steps(sqlite_url: 
     [
         (call("find", order_id="7"), "There is no tool 'find'. There is: lookup."),
         (call("lookup"), "The arguments do not validate: order_id: Field required"),
-        (call("lookup", order_id="7", more=1), "The arguments do not validate: more: Extra inputs are not permitted"),
+        (
+            call("lookup", order_id="7", more=1),
+            "The arguments do not validate: more: Extra inputs are not permitted",
+        ),
     ],
 )
-async def test_calls_that_cannot_be_made_are_answered_to_the_model(sqlite_url: str, reply: Any, told: str) -> None:
+async def test_calls_that_cannot_be_made_are_answered_to_the_model(
+    sqlite_url: str, reply: Any, told: str
+) -> None:
     app = App("t")
     agent = Agent("support", model="openai:gpt-5-mini", tools=[lookup])
     app.add(agent)
@@ -459,7 +466,7 @@ class TestLimits:
             run = await h.start(agent, "go")
             with pytest.raises(RunFailed, match=r"BudgetExceeded.*45 tokens are used"):
                 await run.result(5)
-            [child] = [item for item in (await app.runs.list(function="agents/helper")).data]
+            [child] = (await app.runs.list(function="agents/helper")).data
             assert child.parent_id == run.id
             assert (await app.runs.get(child.id)).input["budget"]["tokens"] == 25
         assert len(model.requests) == 3
