@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agentflow.errors import InvalidInput
 from agentflow.providers import (
     FinishReason,
     Item,
@@ -163,7 +164,9 @@ def _messages(messages: Sequence[Message]) -> list[Item]:
     theirs: list[Item] = []
     for message in messages:
         role = "assistant" if message.role == "assistant" else "user"
-        content = _content(message)
+        content = [item for item in _content(message) if not _is_blank(item)]
+        if not content and message.role == "user":
+            raise InvalidInput("a user's message without any text: Anthropic's API refuses it")
         if not content:
             continue
         if theirs and theirs[-1]["role"] == role:
@@ -178,10 +181,15 @@ def _content(message: Message) -> list[Item]:
     return own if own is not None else [item for part in message.parts for item in _item(part)]
 
 
+def _is_blank(item: Item) -> bool:
+    # Claude writes blocks of bare line breaks, and its API answers 400 when they come back.
+    return item.get("type") == "text" and not item["text"].strip() and not item.get("citations")
+
+
 def _item(part: Part) -> list[Item]:
     match part:
         case TextPart(text=text):
-            return [{"type": "text", "text": text}] if text else []  # an empty block is a 400
+            return [{"type": "text", "text": text}]
         case ToolCall():
             return [{"type": "tool_use", "id": part.id, "name": part.name, "input": part.args}]
         case ToolResult():

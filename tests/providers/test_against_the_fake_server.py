@@ -65,6 +65,12 @@ def model(request: pytest.FixtureRequest, server: FakeProvider) -> Model:
     return resolve_model(request.param)
 
 
+@pytest.fixture(params=MODELS[:3])
+def api(request: pytest.FixtureRequest, server: FakeProvider) -> Model:
+    """One model of each API."""
+    return resolve_model(request.param)
+
+
 @pytest.fixture(params=["request", "stream"])
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -227,7 +233,7 @@ async def test_the_cost_of_an_answer_is_stored_with_it(model: Model, server: Fak
     ],
 )
 async def test_a_failure_says_what_it_means_for_the_bill(
-    model: Model,
+    api: Model,
     way: str,
     fault: Any,
     kind: type[ProviderError],
@@ -238,12 +244,12 @@ async def test_a_failure_says_what_it_means_for_the_bill(
 ) -> None:
     server.add(fault)
 
-    failure = await failure_of(model, "Hi", way=way)
+    failure = await failure_of(api, "Hi", way=way)
 
     assert type(failure.error) is kind
     assert (failure.billed, failure.retriable) == (billed, retriable)
     assert failure.retry_after == getattr(fault, "retry_after", None)
-    assert (failure.error.provider, failure.error.model) == (model.provider, model.model)
+    assert (failure.error.provider, failure.error.model) == (api.provider, api.model)
     # Asked once: no SDK repeats a request behind our back.
     assert (len(server.requests), server.generations) == (1, generated)
 

@@ -12,6 +12,7 @@ from agentflow_openai.events import ChatAssembly
 from agentflow_openai.schemas import strict_schema
 from pydantic import BaseModel
 
+from agentflow.errors import InvalidInput
 from agentflow.models.output import output_spec
 from agentflow.providers import (
     Capabilities,
@@ -321,6 +322,20 @@ def test_a_pause_is_continued_with_what_the_server_did_untouched() -> None:
     assert response.text == "Let me search.Found."
     sent = anthropic.request_body(asking("Hi", *response.messages), model="claude-sonnet-4-5")["messages"]
     assert sent[1] == {"role": "assistant", "content": content}
+
+
+def test_blank_text_goes_back_to_anthropic_as_nothing() -> None:
+    content = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "sig"},
+        {"type": "text", "text": "\n\n"},
+        {"type": "tool_use", "id": "t1", "name": "f", "input": {}},
+    ]
+    response = anthropic.response_of({"id": "m", "model": "m", "stop_reason": "tool_use", "content": content})
+    answered = Message("tool", [ToolResult("t1", "ok")])
+    sent = anthropic.request_body(asking("Hi", *response.messages, answered), model="claude-sonnet-4-5")
+    assert sent["messages"][1]["content"] == [content[0], content[2]]
+    with pytest.raises(InvalidInput, match="without any text"):
+        anthropic.request_body(asking(" "), model="claude-sonnet-4-5")
 
 
 def test_an_unfinished_tool_input_keeps_the_thinking_beside_it() -> None:
