@@ -144,11 +144,10 @@ class App:
         """Register an agent as `agents/<name>`, with its sub-agents and handoffs."""
         pending: list[Any] = [agent]
         while pending:
-            function = pending.pop().as_function()
+            function = pending.pop().as_function(self.id)
             known = self._registry.find(function.id)
             if known is function:
                 continue
-            function.app = self.id
             self._registry.add(function)
             pending.extend(function.related)
 

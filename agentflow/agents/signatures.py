@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def type_hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
         plain = plain.__func__
     if not isinstance(plain, FunctionType):
         plain = type(plain).__call__
-    local = dict(zip(plain.__code__.co_freevars, map(_content, plain.__closure__ or ()), strict=True))
+    closure = dict(zip(plain.__code__.co_freevars, map(_content, plain.__closure__ or ()), strict=True))
+    local = _locals_of_caller() | closure
     try:
         return typing.get_type_hints(plain, plain.__globals__, local, include_extras=True)
     except NameError as error:
@@ -134,6 +136,14 @@ def _field(parameter: inspect.Parameter, annotation: Any, description: str | Non
 def _is_described(annotation: Any) -> bool:
     metadata = getattr(annotation, "__metadata__", ())
     return any(isinstance(item, FieldInfo) and item.description for item in metadata)
+
+
+def _locals_of_caller() -> dict[str, Any]:
+    """The names around the place where the tool is made: a type that is local to a function is found there."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("agentflow."):
+        frame = frame.f_back
+    return dict(frame.f_locals)
 
 
 def _content(cell: CellType) -> Any:
