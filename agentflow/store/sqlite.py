@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from agentflow.store.operations_workers import (
     RetireWorker,
     Suspects,
 )
-from agentflow.store.protocol import ClaimedRun, HintListener, Micros, Operation, Queries
+from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation, Queries
 from agentflow.store.queries import SqlQueries, sqlite_engine
 from agentflow.store.sqlite_backend import Lease, SqliteBackend, connect, monotonic_micros
 from agentflow.store.sqlite_files import LockFolder
@@ -55,7 +55,7 @@ class SqliteStore:
         """Open the file; its tables are made and brought up to date unless `migrate=False`."""
         await _in_thread(lambda: prepare(self._path, self._locks, migrate=migrate is not False))
         backend = SqliteBackend(self._path, strict=self._strict, leases=self._leases, locks=self._locks)
-        writer = Writer(backend, listener=self._hints.tell, name="agentflow-writer")
+        writer = Writer(backend, listener=self._tell, name="agentflow-writer")
         await writer.start()
         self._writer = writer
 
@@ -81,6 +81,10 @@ class SqliteStore:
 
     def subscribe(self, listener: HintListener) -> Callable[[], None]:
         return self._hints.subscribe(listener)
+
+    def _tell(self, hints: Iterable[Hint]) -> None:
+        point("before_notify")
+        self._hints.tell(hints)
 
     def _submit(self, operation: Any) -> asyncio.Future[Any]:
         if self._writer is None:

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,6 @@ _OUTAGES = {
 }
 _LARGEST_CHUNK = 256
 _STEP_NAMES = tuple(column.key for column in table_of(StepRow).columns)
-_INSERT_STEPS = f"INSERT INTO agentflow_step ({', '.join(_STEP_NAMES)}) VALUES "
 _ONE_STEP = f"({', '.join('?' * len(_STEP_NAMES))})"
 # One row, and so one turn of the GIL, however many runs.
 _READ_STATES = """
@@ -184,7 +184,7 @@ class SqliteBackend:
                 values.append(operations[index].run.run_id)
                 values.extend(operations[index].step)
             try:
-                self._connection.execute(_INSERT_STEPS + ",".join([_ONE_STEP] * size), values)
+                self._connection.execute(_insert_steps(size), values)
             except sqlite3.IntegrityError:
                 # Some step is there already; the statement undid itself. One by one, to say which.
                 for index in chunk:
@@ -306,6 +306,12 @@ def _steps_to_commit_first(operations: Sequence[Any]) -> list[int]:
         if run_id is not None:
             touched.add(run_id)
     return together
+
+
+@cache
+def _insert_steps(count: int) -> str:
+    """An INSERT of that many rows; there are as many texts as powers of two."""
+    return f"INSERT INTO agentflow_step ({', '.join(_STEP_NAMES)}) VALUES {','.join([_ONE_STEP] * count)}"
 
 
 def _explain(tx: Transaction, operation: CommitStep) -> Work[Any]:
