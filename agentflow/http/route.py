@@ -7,12 +7,28 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from agentflow.http.bodies import JsonRequest
 from agentflow.http.problems import answer_to
+
+
+class AnyText(Convertor[str]):
+    """`{id:agentflow_text}` in a path: what `path` is too, and line breaks, which a step's key may hold."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("agentflow_text", AnyText())
 
 
 class AgentflowRoute(APIRoute):

@@ -50,7 +50,7 @@ def _add_the_rest(api: Api) -> None:
         raise not_found()
 
     api.router.add_api_route(
-        "/{path:path}",
+        "/{path:agentflow_text}",
         nothing_here,
         methods=_METHODS,
         dependencies=[Depends(api.permit(None))],

@@ -18,9 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from agentflow.app import App
-from agentflow.context import Context
-from agentflow.step import Step
+from agentflow import App, Context, Step
 
 PUBLISHED = Path(os.environ.get("REVIEW_GATE_PUBLISHED", "published"))
 

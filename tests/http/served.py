@@ -11,11 +11,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from agentflow.app import App
-from agentflow.approvals import Approval
+from agentflow import Agent, App, Approval, Context, ModelRequest, Step, ToolCall, tool
 from agentflow.auth import ApiKey, ApiKeys
-from agentflow.context import Context
-from agentflow.step import Step
 
 flow = App("served")
 
@@ -93,6 +90,23 @@ def _write_line(path: str, number: int) -> None:
 async def slow(ctx: Context[Any], step: Step) -> str:
     await step.run("sleep", asyncio.sleep, 3600)
     return "awake"
+
+
+@tool(approval=True)
+async def refund(order_id: str, amount: Decimal) -> str:
+    """Pay money back."""
+    return f"paid {amount} for {order_id}"
+
+
+async def clerk(request: ModelRequest) -> str | ToolCall:
+    """A model that refunds whatever it is told of, then says how that went."""
+    last = request.messages[-1]
+    if last.tool_results:
+        return f"It is settled: {last.tool_results[0].content}"
+    return ToolCall(name="refund", args={"order_id": "A1", "amount": "12.50"})
+
+
+flow.add(Agent("desk", model=clerk, tools=[refund]))
 
 
 api = FastAPI()

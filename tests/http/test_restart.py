@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.http.servers import Server, read_events, wait_for_status, wait_until
+from tests.http.servers import ROOT, Server, read_events, wait_for_status, wait_until
 
 LONG = {"Prefer": "wait=30"}
 
@@ -48,7 +51,20 @@ def test_the_review_gate_survives_kill_9_and_publishes_once(tmp_path: Path) -> N
     assert [file.read_text() for file in published.iterdir()] == ["Durable steps: what you need to know."]
 
 
-@pytest.mark.crash
+def test_the_review_gate_plays_both_sides_by_itself(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/agents/review_gate.py")],
+        cwd=tmp_path,
+        env={**os.environ, "AGENTFLOW_DATABASE_URL": f"sqlite:///{tmp_path / 'review.db'}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "published: Durable steps: what you need to know."
+    assert (tmp_path / "published/42.txt").read_text() == "Durable steps: what you need to know."
+
+
 def test_a_draft_that_is_refused_is_dropped(tmp_path: Path) -> None:
     published = tmp_path / "published"
     environment = {

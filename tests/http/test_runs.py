@@ -189,4 +189,4 @@ def test_functions_are_listed_with_their_schemas(client: httpx2.Client) -> None:
     assert ship["output_schema"] == {"type": "string"}
     assert [trigger["name"] for trigger in ship["triggers"]] == ["order.placed"]
     assert listed["double"]["description"] == "Twice the number."
-    assert client.get("/agents").json() == {"data": []}
+    assert [agent["id"] for agent in client.get("/agents").json()["data"]] == ["agents/desk"]

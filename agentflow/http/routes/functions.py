@@ -26,5 +26,5 @@ def add_routes(api: Api) -> None:
 
     permit = api.permit("runs:read")
     api.add("GET", "/functions", list_functions, permit=permit, tags=["functions"])
-    api.add("GET", "/functions/{function_id:path}", get_function, permit=permit, tags=["functions"])
+    api.add("GET", "/functions/{function_id:agentflow_text}", get_function, permit=permit, tags=["functions"])
     api.add("GET", "/agents", list_agents, permit=permit, tags=["functions"])

@@ -85,7 +85,7 @@ def add_routes(api: Api) -> None:
     api.add("GET", "/runs", list_runs, permit=read, tags=["runs"])
     api.add("GET", "/runs/{run_id}", get_run, permit=read, tags=["runs"])
     api.add("GET", "/runs/{run_id}/steps", list_steps, permit=read, tags=["runs"])
-    api.add("GET", "/runs/{run_id}/steps/{key:path}", get_step, permit=read, tags=["runs"])
+    api.add("GET", "/runs/{run_id}/steps/{key:agentflow_text}", get_step, permit=read, tags=["runs"])
     api.add(
         "GET",
         "/runs/{run_id}/stream",

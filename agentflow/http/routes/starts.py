@@ -70,7 +70,7 @@ def add_routes(api: Api) -> None:
         handle = await api.client.start(AGENTS + name, body, idempotency_key=idempotency_key)
         return await _answer(api, request, response, handle, route=f"/agents/{name}/runs", prefer=prefer)
 
-    _add_start(api, "/functions/{function_id:path}/runs", start_function)
+    _add_start(api, "/functions/{function_id:agentflow_text}/runs", start_function)
     _add_start(api, "/agents/{name}/runs", start_agent)
 
 
