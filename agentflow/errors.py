@@ -218,10 +218,3 @@ class Refused(ProviderError):
 
 class ContextTooLong(ProviderError):
     """The conversation does not fit the model's context."""
-
-
-__all__ = [
-    name
-    for name, value in list(globals().items())
-    if isinstance(value, type) and issubclass(value, Exception)
-]
