@@ -42,6 +42,8 @@ class Sitting:
     code: int
     lines: list[str]
     first_progress: float | None
+    seconds_told: float
+    """From its first line to its last."""
 
 
 @dataclass
@@ -54,8 +56,11 @@ class Demo:
     kills_in_flight: int = 0
     _seen_in_flight: set[tuple[str, str, int]] = field(default_factory=set)
 
-    def sit(self, *, kill_after: float | None) -> Sitting:
-        """Start it, and kill it after so many seconds unless it has ended by itself."""
+    def sit(self, *, kill_after: float | None, from_first_line: bool = False) -> Sitting:
+        """Start it, and kill it after so many seconds unless it has ended by itself.
+
+        They count from the start of the process, or from its first line: Python's imports are a large part of the rest.
+        """
         command = [sys.executable, "-P", "-m", "agentflow", "demo", "--auto", "approve"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AGENTFLOW_")}
         environment |= {"AGENTFLOW_DEMO_PAUSE": str(self.pause), "PYTHONUNBUFFERED": "1"}
@@ -69,22 +74,31 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        timer = threading.Timer(LONGEST_SECONDS if kill_after is None else kill_after, process.kill)
-        timer.start()
+        timers = [threading.Timer(LONGEST_SECONDS, process.kill)]
+        if kill_after is not None:
+            timers.append(threading.Timer(kill_after, process.kill))
+        for timer in timers[: 1 if from_first_line else 2]:
+            timer.start()
         lines: list[str] = []
         first_progress: float | None = None
+        first_line = last_line = 0.0
         assert process.stdout is not None, "it was asked for"
         with process.stdout:
             for line in process.stdout:
+                if not lines and from_first_line and kill_after is not None:
+                    timers[1].start()
+                last_line = time.monotonic()
+                first_line = first_line or last_line
                 lines.append(line.rstrip("\n"))
                 if first_progress is None and line.startswith(PROGRESS):
                     first_progress = time.monotonic() - begin
         code = process.wait()
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         was_killed = code == -signal.SIGKILL
         if was_killed and kill_after is None:
             raise Broken(f"the demo in {self.folder} hangs:\n" + "\n".join(lines))
-        sitting = Sitting(was_killed, code, lines, first_progress)
+        sitting = Sitting(was_killed, code, lines, first_progress, last_line - first_line)
         self.sittings.append(sitting)
         if was_killed:
             self._look_in_flight()
@@ -194,9 +208,7 @@ def measure(folder: Path, *, kills: int, seed: int, pause: float) -> list[Demo]:
     """The reference, then demos until so many kills have hit one; each is checked."""
     rng = random.Random(seed)
     reference = play(folder / "reference", kills=(), pause=pause)
-    begin = time.monotonic()
-    play(folder / "again", kills=(), pause=pause)
-    whole = time.monotonic() - begin  # the second one is not slowed down by cold files
+    whole = play(folder / "again", kills=(), pause=pause).sittings[-1].seconds_told
     demos = [reference]
     hit = 0
     while hit < kills:
@@ -204,7 +216,8 @@ def measure(folder: Path, *, kills: int, seed: int, pause: float) -> list[Demo]:
         demo.folder.mkdir(parents=True)
         while not demo.is_over and len(demo.sittings) < MOST_STARTS:
             is_due = hit < kills
-            hit += demo.sit(kill_after=rng.uniform(0.1, whole) if is_due else None).was_killed
+            moment = rng.uniform(0.0, whole) if is_due else None
+            hit += demo.sit(kill_after=moment, from_first_line=rng.random() < 0.75).was_killed
             if not demo.sittings[-1].was_killed:
                 break
         check(demo, reference)
@@ -233,7 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Broken as broken:
             print(f"BROKEN: {broken}", file=sys.stderr)
             return 1
-    reference, killed = demos[0], demos[1:]
+        report(demos[0], demos[1:])
+    return 0
+
+
+def report(reference: Demo, killed: Sequence[Demo]) -> None:
+    """What was counted, and how soon a restart went on."""
     restarts = [
         s.first_progress for demo in killed for s in demo.sittings[1:] if s.first_progress is not None
     ]
@@ -247,7 +265,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"from a restart to the first progress: median {statistics.median(restarts):.2f} s, "
             f"longest {max(restarts):.2f} s"
         )
-    return 0
 
 
 if __name__ == "__main__":

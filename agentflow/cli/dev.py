@@ -106,7 +106,8 @@ def create() -> Any:
     from agentflow.http.standalone import standalone
 
     log_to_stderr()
-    return standalone(find_app(os.environ.get(APP_VARIABLE) or None).router())
+    found = find_app(os.environ.get(APP_VARIABLE) or None)
+    return standalone(found.router(), title=found.id)
 
 
 def _reloader(config: Config, server: Any, listener: socket.socket) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,6 +34,7 @@ async def show_demo(files: DemoFiles, *, auto: str) -> None:
     state = files.begin()
     teller = Teller()
     async with open_app(agent.app):
+        gc.enable()
         state, run = await _run_of(state, files, agent)
         teller.introduce(run.id, await read_progress(agent.app, run.id))
         async with _working(agent.app, run):
@@ -150,6 +152,7 @@ async def _asked(agent: Any, request: ApprovalRequest, lines: Lines) -> Decision
                 return None
         return asking.result()
     except NobodyThere:
+        print()
         id = as_argument(request.id)
         raise Stop(
             "nobody is here to decide, and the run waits. Decide with\n"
