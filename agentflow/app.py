@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -16,6 +16,7 @@ from agentflow.errors import ConfigurationError
 from agentflow.events import CronTrigger, EventTrigger
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
+from agentflow.models.clients import held_clients
 from agentflow.retry import Retry
 from agentflow.settings import Settings, resolve
 from agentflow.step import EventLike, Step
@@ -78,6 +79,8 @@ class App:
         self._workers: list[Worker] = []
         self._opening = asyncio.Lock()
         self._users = 0
+        self._clients = AsyncExitStack()
+        """Holds the model providers' connections while the App is open."""
 
     def __repr__(self) -> str:
         return f"<App {self.id}: {len(self._registry)} function(s)>"
@@ -201,6 +204,7 @@ class App:
         used = settings or self._settings
         if clock is None:
             clock = SystemClock() if used.database_url.startswith("sqlite") else await _database_clock(store)
+        await self._clients.enter_async_context(held_clients())
         self._client = Client(self.id, store, self._registry, used, clock)
         self._loop = asyncio.get_running_loop()
         store.subscribe(self._client.watchers.hear)
@@ -222,6 +226,7 @@ class App:
             client, self._client, self._loop = self._client, None, None
             self._users = 0
             await client.watchers.close()
+            await self._clients.aclose()
             await client.store.close()
 
     async def __aenter__(self) -> App:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentflow.crashpoints import CRASH_POINTS
     from agentflow.models.registry import block_models
-    from agentflow.testing.cassettes import meter, scrubbed_vcr_config
-    from agentflow.testing.fake_provider import fake_provider
     from agentflow.testing.app_harness import Harness, harness
+    from agentflow.testing.cassettes import meter, scrubbed_vcr_config
+    from agentflow.testing.contracts import provider_contract
+    from agentflow.testing.provider_server import BrokenStream, Cut, HttpError, Stall, fake_provider
     from agentflow.testing.scripted import FunctionModel, ScriptedModel
 
 _PLACES = {
@@ -19,21 +20,31 @@ _PLACES = {
     "Harness": "agentflow.testing.app_harness",
     "ScriptedModel": "agentflow.testing.scripted",
     "block_models": "agentflow.models.registry",
-    "fake_provider": "agentflow.testing.fake_provider",
+    "BrokenStream": "agentflow.testing.provider_server",
+    "Cut": "agentflow.testing.provider_server",
+    "HttpError": "agentflow.testing.provider_server",
+    "Stall": "agentflow.testing.provider_server",
+    "fake_provider": "agentflow.testing.provider_server",
     "harness": "agentflow.testing.app_harness",
     "meter": "agentflow.testing.cassettes",
+    "provider_contract": "agentflow.testing.contracts",
     "scrubbed_vcr_config": "agentflow.testing.cassettes",
 }
 
 __all__ = [
     "CRASH_POINTS",
+    "BrokenStream",
+    "Cut",
     "FunctionModel",
     "Harness",
+    "HttpError",
     "ScriptedModel",
+    "Stall",
     "block_models",
     "fake_provider",
     "harness",
     "meter",
+    "provider_contract",
     "scrubbed_vcr_config",
 ]
 

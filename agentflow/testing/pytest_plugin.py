@@ -1,4 +1,4 @@
-"""pytest fixtures, found by entry point: `harness`, `block_models`, `fake_provider`. Imports nothing heavy by itself."""
+"""pytest fixtures, found by entry point: `harness`, `block_models`, `fake_provider`. Imports nothing heavy itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def block_models() -> Iterator[None]:
 
 @pytest.fixture
 def fake_provider() -> Callable[..., Any]:
-    """`agentflow.testing.fake_provider`: `async with fake_provider(...) as provider:`."""
-    from agentflow.testing.fake_provider import fake_provider
+    """`agentflow.testing.provider_server`: `async with fake_provider(...) as provider:`."""
+    from agentflow.testing.provider_server import fake_provider
 
     return fake_provider

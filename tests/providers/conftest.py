@@ -17,7 +17,7 @@ from agentflow_openai import OpenAIChat, OpenAIResponses
 from agentflow.models.clients import held_clients
 from agentflow.providers import Model
 from agentflow.testing.cassettes import scrubbed_vcr_config, write_header
-from agentflow.testing.fake_provider import FakeProvider, fake_provider
+from agentflow.testing.provider_server import FakeProvider, fake_provider
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
 CASSETTES = Path(__file__).parents[1] / "cassettes"

@@ -35,7 +35,7 @@ from agentflow.providers import (
     ToolSpec,
     resolve_model,
 )
-from agentflow.testing.fake_provider import BrokenStream, Cut, FakeProvider, HttpError, Stall
+from agentflow.testing.provider_server import BrokenStream, Cut, FakeProvider, HttpError, Stall
 
 MODELS = [
     "openai:gpt-5-mini",
@@ -357,7 +357,7 @@ def test_no_sdk_is_imported_on_the_event_loops_thread() -> None:
     code = """
 import asyncio, os, sys, threading
 from agentflow.providers import ModelRequest, resolve_model
-from agentflow.testing.fake_provider import fake_provider
+from agentflow.testing.provider_server import fake_provider
 
 class Watch:
     def find_spec(self, name, path=None, target=None):

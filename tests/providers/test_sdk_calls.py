@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from agentflow.errors import ConfigurationError, Unserialisable
 from agentflow.models.sdk_calls import call_sdk, classify_sdk_error, decode_sdk_answer, encode_sdk_answer
-from agentflow.testing.fake_provider import FakeProvider, HttpError
+from agentflow.testing.provider_server import FakeProvider, HttpError
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 

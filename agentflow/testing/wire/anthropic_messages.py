@@ -107,7 +107,9 @@ def _messages(item: Json) -> list[Message]:
     if item["role"] == "assistant":
         return [Message(role="assistant", parts=[_assistant_part(block) for block in blocks])]
     results: list[Part] = [
-        ToolResult(call_id=block["tool_use_id"], content=block["content"], is_error=block.get("is_error", False))
+        ToolResult(
+            call_id=block["tool_use_id"], content=block["content"], is_error=bool(block.get("is_error"))
+        )
         for block in blocks
         if block["type"] == "tool_result"
     ]

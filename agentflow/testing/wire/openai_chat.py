@@ -53,7 +53,12 @@ def answer(response: ModelResponse, body: Json, *, number: int) -> Json:
         "model": body["model"],
         "metadata": body.get("metadata") or {},
         "choices": [
-            {"index": 0, "message": said, "logprobs": None, "finish_reason": _FINISH_REASONS.get(finish, finish)}
+            {
+                "index": 0,
+                "message": said,
+                "logprobs": None,
+                "finish_reason": _FINISH_REASONS.get(finish, finish),
+            }
         ],
         "usage": {
             "prompt_tokens": usage.input_tokens,

@@ -36,7 +36,9 @@ def output_of(wanted: Json | None, tools: tuple[ToolSpec, ...]) -> OutputSpec | 
             return None
         schema, mode = final.schema, "tool"
     wrapped = list(schema.get("properties", {})) == ["value"]
-    return OutputSpec(name="output", schema=schema, mode="tool" if mode == "tool" else "native", wrapped=wrapped)
+    return OutputSpec(
+        name="output", schema=schema, mode="tool" if mode == "tool" else "native", wrapped=wrapped
+    )
 
 
 def answer(response: ModelResponse, body: Json, *, number: int) -> Json:
@@ -127,7 +129,9 @@ def _said(item: Json) -> tuple[Any, Part]:
     match item.get("type", "message"):
         case "message":
             content = item["content"]
-            text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+            text = (
+                content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+            )
             return item["role"], TextPart(text=text)
         case "function_call":
             args = arguments_of(item["arguments"])
