@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import typing
@@ -68,7 +69,7 @@ def read_signature(
 
     Raises `ConfigurationError` for what cannot be told to a model.
     """
-    told = read_docstring(inspect.getdoc(function))
+    told = read_docstring(inspect.getdoc(_without_partials(function)))
     hints = type_hints(function, name)
     specials: dict[str, str] = {}
     fields: dict[str, Any] = {}
@@ -100,7 +101,7 @@ def read_signature(
 
 def type_hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
     """The annotations, resolved; also those that name something local to where the function was written."""
-    plain = inspect.unwrap(function)
+    plain = inspect.unwrap(_without_partials(function))
     if isinstance(plain, MethodType):
         plain = plain.__func__
     if not isinstance(plain, FunctionType):
@@ -136,6 +137,12 @@ def _field(parameter: inspect.Parameter, annotation: Any, description: str | Non
 def _is_described(annotation: Any) -> bool:
     metadata = getattr(annotation, "__metadata__", ())
     return any(isinstance(item, FieldInfo) and item.description for item in metadata)
+
+
+def _without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def _locals_of_caller() -> dict[str, Any]:

@@ -67,7 +67,9 @@ class TestSubAgents:
             return result.output
 
         async with harness(
-            app, model=ScriptedModel([call("helper", prompt="help"), "helped", "done"]), database_url=sqlite_url
+            app,
+            model=ScriptedModel([call("helper", prompt="help"), "helped", "done"]),
+            database_url=sqlite_url,
         ) as h:
             run = await h.start(ask)
             assert await run.result(5) == "done"
