@@ -113,7 +113,8 @@ def test_a_stream_ends_when_its_client_goes(client: httpx2.Client, server: Serve
     wait_until(lambda: streams() == 0)
     run_id = start(client, 1)
     with server.client() as other, other.stream("GET", f"/runs/{run_id}/stream") as response:
-        next(read_events(response))
+        events = read_events(response)  # kept: a generator that is dropped closes its response
+        next(events)
         assert streams() == 1
     wait_until(lambda: streams() == 0)
 
