@@ -1,4 +1,4 @@
-"""A FastAPI application of one router alone: what `agentflow dev` serves. Applications of their own include it instead."""
+"""A FastAPI application of one router alone: what `agentflow dev` serves. Other applications include the router."""
 
 from __future__ import annotations
 
