@@ -236,7 +236,7 @@ def explain_failure(had_a_way: bool) -> str:
     if is_offline(text):
         return (
             "the packages could not be fetched: no package index can be reached from here.\n"
-            f"The end of the log:\n{tail}\n"
+            f"(What was tried is in {LOG}.)\n"
             "Connect this machine, or let pip find the packages in a folder (PIP_NO_INDEX=1 "
             "PIP_FIND_LINKS=/that/folder), then run this again."
         )
