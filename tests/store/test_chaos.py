@@ -22,7 +22,7 @@ from agentflow.store.protocol import (
     Status,
     Suspend,
 )
-from tests.store.support import NEVER, World, a_run, a_step, a_wait, make_store, with_worker
+from tests.store.support import NEVER, World, a_run, a_step, a_wait, make_store, until, with_worker
 
 RUNS = 40
 STEPS = 4
@@ -81,10 +81,12 @@ async def test_every_run_ends_once_with_every_step(ready_url: str, seed: int) ->
             await asyncio.sleep(0)
 
     async def signal(run_id: str) -> None:
-        while not isinstance(
-            await worlds[0].submit(SendSignal(f"to-{run_id}", run_id, "1", 1_500)), Delivered
-        ):
-            await asyncio.sleep(0.01)
+        async def is_delivered() -> bool:
+            return isinstance(
+                await worlds[0].submit(SendSignal(f"to-{run_id}", run_id, "1", 1_500)), Delivered
+            )
+
+        await until(is_delivered)
 
     async def disturb() -> None:
         while not everything_ended.is_set():
@@ -125,7 +127,8 @@ async def _cut(url: str, dice: random.Random) -> None:
     database = await asyncpg.connect(url)
     try:
         victims = await database.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database() ORDER BY pid"
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database() ORDER BY pid"
         )
         if victims:
             await database.execute("SELECT pg_terminate_backend($1)", dice.choice(victims)[0])

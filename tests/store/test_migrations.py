@@ -146,6 +146,22 @@ def test_opening_an_up_to_date_file_does_not_import_alembic(sqlite_ready: str) -
     subprocess.run([sys.executable, "-c", code, sqlite_ready], check=True)
 
 
+def test_without_its_driver_postgresql_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['asyncpg'] = None\n"
+        "from agentflow.errors import ConfigurationError\n"
+        "from agentflow.settings import Settings\n"
+        "from agentflow.store.opening import open_store\n"
+        "try:\n"
+        "    open_store('postgresql://host/db', settings=Settings())\n"
+        "except ConfigurationError as error:\n"
+        "    print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "[postgres]" in told
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [

@@ -259,6 +259,34 @@ async def test_a_delivery_that_is_not_committed_yet_keeps_the_run_from_being_sus
     assert await world.store.queries.get_status(key.run_id) == "running"
 
 
+async def test_mail_is_read_before_the_outcomes_it_counts(
+    world: World, by_hand: tuple[Connection, Connection]
+) -> None:
+    """Read last, it would count a delivery whose outcome was not there when they were read: lost."""
+    from agentflow.store.protocol import Adopt
+
+    owner, _ = by_hand
+    key = await world.start()
+    await world.wait(key, a_wait())
+    transaction = owner.transaction()
+    await transaction.start()
+    work = apply(Transaction(frozenset({world.worker})), Adopt(key, 1, 1_400))
+    statement, params = next(work)
+    try:
+        while True:
+            text, arguments = statement.postgres
+            rows = await owner.fetch(text, *arguments(params))
+            if statement is sql.READ_UNREAD:
+                assert await world.submit(SendSignal("s", "go", "1", 1_500)) == Delivered(key.run_id)
+            statement, params = work.send(rows)
+    except StopIteration as stop:
+        adopted = stop.value
+    await transaction.commit()
+    assert adopted.steps == ()
+    assert (await world.submit(Suspend(key, adopted.mail, Status.WAITING, 9_000))).mail == 1
+    assert len((await world.submit(Adopt(key, 1, 2_000))).steps) == 1
+
+
 async def test_of_two_deliveries_at_once_one_resolves_the_wait(
     world: World, by_hand: tuple[Connection, Connection]
 ) -> None:
