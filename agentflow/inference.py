@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,7 @@ from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, ProviderError
 from agentflow.models.answers import priced, read_answer
 from agentflow.models.conversation import check_conversation
+from agentflow.models.function import FunctionModel
 from agentflow.models.ledger import Billing, CallState, state_after
 from agentflow.models.messages import Message, MessageLike, to_messages
 from agentflow.models.output import output_spec
@@ -259,7 +260,11 @@ def _reader(memo: ModelMemo, models: Sequence[ModelLike]) -> Model:
         model = resolve_model(candidate)
         if model.provider == provider:
             return model
-    return resolve_model(memo.model)
+    return FunctionModel(_gone) if provider == FunctionModel.provider else resolve_model(memo.model)
+
+
+async def _gone(request: ModelRequest) -> NoReturn:
+    raise ConfigurationError(f"the function that was the model {request.model!r} is gone")
 
 
 def name_of(model: ModelLike) -> str:

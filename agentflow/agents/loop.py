@@ -22,7 +22,7 @@ from agentflow.agents.surroundings import Surroundings
 from agentflow.codec import Codec, codec_for
 from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
 from agentflow.inference import Asked, DeltaListener, Question, ask_model, check_unchanged, name_of, read_memo
-from agentflow.models.messages import Message, TextPart, ToolCall, ToolResult, to_messages
+from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
 from agentflow.models.output import FINAL_ANSWER, ask_again
 from agentflow.models.protocol import Model, model_ref
 from agentflow.models.registry import resolve_model
@@ -94,7 +94,7 @@ class Loop(Generic[T]):
             except OutputInvalid as invalid:
                 self._ask_again(invalid)
                 continue
-            self._messages += response.messages
+            self._messages += _to_go_on_from(response)
             if response.finish_reason in ("refusal", "content_filter"):
                 raise self._refusal(response)
             if response.finish_reason == "pause":
@@ -337,6 +337,16 @@ class Loop(Generic[T]):
 def is_final(response: ModelResponse) -> bool:
     """Whether the answer is the last one: no tool is to be called, or the `final_answer` tool was."""
     return not response.tool_calls or response.messages[-1].role == "tool"
+
+
+def _to_go_on_from(response: ModelResponse) -> list[Message]:
+    """What the answer adds to the conversation. After a pause it is sent back as the model's own last words."""
+    if response.finish_reason != "pause":
+        return response.messages
+    return [
+        message if message.origin else message.model_copy(update={"origin": Origin(provider="", items=[])})
+        for message in response.messages
+    ]
 
 
 def _pinned_model(ref: str, current: Model) -> Model:

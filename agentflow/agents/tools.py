@@ -107,6 +107,10 @@ class Tool(Generic[P, R]):
     def _check(self, effect: Effect) -> None:
         if effect not in ("idempotent", "once"):
             raise ConfigurationError(f'tool {self.name!r}: effect={effect!r}; give "idempotent" or "once"')
+        if self.approval is not None and self.approval.escalate is not None:
+            raise ConfigurationError(
+                f"tool {self.name!r}: Approval(escalate=) is not supported by this version"
+            )
         if effect == "once":
             raise ConfigurationError(
                 f'tool {self.name!r}: effect="once" is not supported by this version. Make the tool idempotent: '

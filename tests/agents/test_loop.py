@@ -276,14 +276,7 @@ async def test_a_pause_is_continued(sqlite_url: str) -> None:
         assert [message.role for message in request.messages] == ["user", "assistant"]
         return f"{request.messages[-1].text} end"
 
-    pause = ModelResponse.model_validate(
-        {
-            "finish_reason": "pause",
-            "messages": [
-                {"role": "assistant", "content": "begin", "origin": {"provider": "scripted", "items": []}}
-            ],
-        }
-    )
+    pause = ModelResponse(text="begin", finish_reason="pause")
     async with harness(app, model=ScriptedModel([pause, go_on]), database_url=sqlite_url) as h:
         assert await (await h.start(agent, "go")).result(5) == "begin end"
 
