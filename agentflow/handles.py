@@ -204,15 +204,19 @@ class RunHandle(Generic[R]):
                         yield item
                 state = (run.status, [(waiting.step_key, waiting.kind) for waiting in run.waiting])
                 if run.status.is_final:
-                    done = StreamItem(seq=seq + 1, kind="done", data=_end_of(run))
-                    if after <= seq:
-                        yield done
+                    if seq > after or await self._has_item(after):
+                        yield StreamItem(seq=seq + 1, kind="done", data=_end_of(run))
                     return
                 if state != told:
                     told = state
                     waiting = [item.model_dump(mode="json") for item in run.waiting]
                     yield StreamItem(seq=seq, kind=f"run.{run.status}", data={"waiting": waiting})
                 await watch.news()
+
+    async def _has_item(self, seq: int) -> bool:
+        """Whether that number is an item's, and not that of `done`, after which nothing follows."""
+        items = await self._store.queries.list_stream(self.id, after=seq - 1, limit=1)
+        return seq <= 0 or any(item.seq == seq for item in items)
 
     async def _wait_for_end(self) -> End:
         end = self._watchers.find_end(self.id)
