@@ -25,10 +25,11 @@ from agentflow.store.operations_workers import (
     Suspects,
     TakeOwnerless,
 )
-from agentflow.store.postgres_backend import Lease, PostgresBackend, alive, drive, rollback
+from agentflow.store.postgres_backend import PostgresBackend, alive, drive, rollback
 from agentflow.store.postgres_connection import connect, is_conflict, is_outage
 from agentflow.store.postgres_notices import Notices
 from agentflow.store.postgres_schema import check, make_engine, migrate
+from agentflow.store.postgres_vectors import Lease
 from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation, Queries
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction

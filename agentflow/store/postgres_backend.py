@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
@@ -17,59 +17,12 @@ from agentflow.store import protocol as p
 from agentflow.store import statements as sql
 from agentflow.store.operations import apply, is_strict, workers_of
 from agentflow.store.postgres_connection import connect, is_conflict, is_outage
-from agentflow.store.protocol import CommitStep, Done, Hint
+from agentflow.store.postgres_vectors import FENCE, Lease, Plan, commit_steps, finish_runs, start_runs
+from agentflow.store.protocol import Hint
 from agentflow.store.transaction import Transaction, Work
 from agentflow.store.writer import Fault
 
 POLL_SECONDS = 3600.0
-
-
-class Lease(NamedTuple):
-    """A worker of this process."""
-
-    epoch: int
-    seconds: float
-
-
-# A lease holds by the database's clock. KEY SHARE keeps the reaper, who locks FOR UPDATE, from the row until this
-# transaction ends, and lets heartbeats pass, which do not change the key.
-_FENCE = """
-    SELECT w.id FROM agentflow_worker w JOIN unnest($1::text[], $2::bigint[]) AS mine(id, epoch)
-    ON w.id = mine.id AND w.epoch = mine.epoch
-    WHERE w.reaped_at IS NULL AND w.lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-    ORDER BY w.id FOR KEY SHARE OF w
-"""
-
-_COMMIT_STEPS = f"""
-    WITH me AS MATERIALIZED ({_FENCE}),
-    given AS MATERIALIZED (
-        SELECT * FROM unnest(
-            $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[], $9::text[], $10::boolean[],
-            $11::text[], $12::text[], $13::int[], $14::bigint[], $15::bigint[]
-        ) AS g(run_id, worker_id, epoch, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
-    ),
-    owned AS MATERIALIZED (
-        SELECT r.id, r.owner, r.epoch, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count
-        FROM agentflow_run r
-        JOIN (SELECT DISTINCT run_id, worker_id, epoch FROM given) g
-        ON r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status = 1
-        WHERE g.worker_id IN (SELECT id FROM me)
-    ),
-    added AS (
-        INSERT INTO agentflow_step
-            (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
-        SELECT g.run_id, g.key, g.seq, g.kind, g.name, g.ok, g.output, g.error, g.attempt, g.started_at, g.ended_at
-        FROM given g
-        JOIN owned ON owned.id = g.run_id AND owned.owner = g.worker_id AND owned.epoch = g.epoch
-        ON CONFLICT DO NOTHING
-        RETURNING run_id, key
-    ),
-    reset AS (
-        UPDATE agentflow_run SET crash_count = 0
-        WHERE id IN (SELECT id FROM owned WHERE crash_count > 0) AND id IN (SELECT run_id FROM added)
-    )
-    SELECT added.run_id, added.key, owned.mail, owned.cancel FROM added JOIN owned ON owned.id = added.run_id
-"""
 
 
 class PostgresBackend:
@@ -120,27 +73,28 @@ class PostgresBackend:
     async def _commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
         point("before_commit")
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
-        together = steps_to_commit_first(operations)
-        if len(together) == len(operations) and strict:
+        plan = Plan.of(operations)
+        if len(plan.steps) == len(operations) and strict:
             outcomes: list[Any] = [None] * len(operations)
-            await self._commit_steps(operations, together, outcomes)
-            left = [index for index in together if outcomes[index] is None]
+            await commit_steps(self._connection, operations, plan.steps, self._leases, outcomes)
+            left = [index for index in plan.steps if outcomes[index] is None]
             hints: list[Hint] = []
             if left:
                 # There already, or fenced: a second transaction says which.
                 told, hints = await self._transact(
-                    [operations[index] for index in left], strict=strict, vectorise=False
+                    [operations[index] for index in left], Plan(), strict=strict
                 )
                 for index, outcome in zip(left, told, strict=True):
                     outcomes[index] = outcome
         else:
-            outcomes, hints = await self._transact(operations, strict=strict, vectorise=True)
+            outcomes, hints = await self._transact(operations, plan, strict=strict)
         point("after_commit")
         return outcomes, hints
 
     async def _transact(
-        self, operations: Sequence[Any], *, strict: bool, vectorise: bool
+        self, operations: Sequence[Any], plan: Plan, *, strict: bool
     ) -> tuple[list[Any], list[Hint]]:
+        """Carry out the batch: what goes together by a statement each, the rest one by one."""
         connection = self._connection
         await connection.execute("BEGIN" if strict else "BEGIN; SET LOCAL synchronous_commit = off")
         try:
@@ -148,9 +102,12 @@ class PostgresBackend:
             if len(operations) > 1:
                 await drive(connection, _lock_in_order(operations))
             outcomes: list[Any] = [None] * len(operations)
-            together = steps_to_commit_first(operations) if vectorise else []
-            if len(together) > 1:
-                await self._commit_steps(operations, together, outcomes)
+            if len(plan.starts) > 1:
+                await start_runs(connection, tx, operations, plan.starts, outcomes)
+            if len(plan.steps) > 1:
+                await commit_steps(connection, operations, plan.steps, self._leases, outcomes)
+            if len(plan.finishes) > 1:
+                await drive(connection, finish_runs(tx, operations, plan.finishes, outcomes))
             for index, operation in enumerate(operations):
                 if outcomes[index] is None:
                     outcomes[index] = await drive(connection, apply(tx, operation))
@@ -160,25 +117,6 @@ class PostgresBackend:
             raise
         return outcomes, tx.hints
 
-    async def _commit_steps(self, operations: Sequence[Any], which: list[int], outcomes: list[Any]) -> None:
-        """Insert these steps by one statement; outcomes of those that were not inserted stay `None`."""
-        steps: list[CommitStep] = [operations[index] for index in which]
-        keys = [operation.run for operation in steps]
-        workers = sorted({key.worker_id for key in keys} & self._leases.keys())
-        columns = list(zip(*(operation.step for operation in steps), strict=True))
-        rows = await self._connection.fetch(
-            _COMMIT_STEPS,
-            workers,
-            [self._leases[worker_id].epoch for worker_id in workers],
-            [key.run_id for key in keys],
-            [key.worker_id for key in keys],
-            [key.epoch for key in keys],
-            *columns,
-        )
-        added = {(run_id, key): Done(mail, cancel) for run_id, key, mail, cancel in rows}
-        for index, operation in zip(which, steps, strict=True):
-            outcomes[index] = added.get((operation.run.run_id, operation.step.key))
-
 
 async def alive(
     connection: asyncpg.Connection[Any], worker_ids: list[str], leases: dict[str, Lease]
@@ -187,7 +125,7 @@ async def alive(
     known = [worker_id for worker_id in worker_ids if worker_id in leases]
     if not known:
         return frozenset()
-    rows = await connection.fetch(_FENCE, known, [leases[worker_id].epoch for worker_id in known])
+    rows = await connection.fetch(FENCE, known, [leases[worker_id].epoch for worker_id in known])
     return frozenset(row[0] for row in rows)
 
 
@@ -208,30 +146,6 @@ async def rollback(connection: asyncpg.Connection[Any]) -> None:
             await connection.execute("ROLLBACK", timeout=5)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
             connection.terminate()
-
-
-def steps_to_commit_first(operations: Sequence[Any]) -> list[int]:
-    """The steps that may be committed together before all else: nothing before them concerns their run.
-
-    Each (run, key) once, because one statement cannot tell two of its own rows apart.
-    """
-    together: list[int] = []
-    touched: set[str] = set()
-    keys: set[tuple[str, str]] = set()
-    for index, operation in enumerate(operations):
-        if type(operation) is CommitStep and operation.run.run_id not in touched:
-            key = (operation.run.run_id, operation.step.key)
-            if operation.model_call is None and key not in keys:
-                keys.add(key)
-                together.append(index)
-                continue
-        run = getattr(operation, "run", None)
-        run_id = (
-            getattr(run, "run_id", None) or getattr(run, "id", None) or getattr(operation, "run_id", None)
-        )
-        if run_id is not None:
-            touched.add(run_id)
-    return together
 
 
 def _lock_in_order(operations: Sequence[Any]) -> Work[None]:

@@ -13,7 +13,8 @@ from agentflow.store import statements as sql
 from agentflow.store.operations import apply
 from agentflow.store.operations_workers import Claim
 from agentflow.store.postgres import _REAP, _RENEW
-from agentflow.store.postgres_backend import _FENCE, alive, drive
+from agentflow.store.postgres_backend import alive, drive
+from agentflow.store.postgres_vectors import FENCE
 from agentflow.store.protocol import (
     CommitStep,
     Delivered,
@@ -85,7 +86,7 @@ async def hold_fence(connection: Connection, world: World) -> Any:
     """A batch that has passed its fence and not committed."""
     transaction = connection.transaction()
     await transaction.start()
-    assert await connection.fetch(_FENCE, [world.worker], [world.epoch])
+    assert await connection.fetch(FENCE, [world.worker], [world.epoch])
     return transaction
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -19,6 +20,7 @@ from agentflow.store.protocol import (
     HintKind,
     KeyConflict,
     MailChanged,
+    NobodyWaits,
     Release,
     RunKey,
     SendSignal,
@@ -27,7 +29,7 @@ from agentflow.store.protocol import (
     Status,
     Suspend,
 )
-from tests.store.support import APP, FUNCTION, World, a_run, a_step, a_wait
+from tests.store.support import APP, FUNCTION, World, a_run, a_step, a_wait, an_approval
 
 
 async def test_a_started_run_is_queued_and_tells_so(world: World) -> None:
@@ -229,3 +231,68 @@ async def test_a_paused_function_s_runs_stay_queued(world: World, ready_url: str
     await world.submit(RegisterFunctions((FunctionInfo(APP, FUNCTION, "2", "[]", "{}", "{}"),), 1_000))
     [stored] = await world.store.queries.list_functions(app=APP)
     assert (stored.version, stored.paused_at) == ("2", 5)
+
+
+async def test_many_lives_at_once_go_as_one_by_one(world: World) -> None:
+    """Starts, steps and finishes of one batch, with parents to wake, duplicates, and some that are not ours."""
+    parents = [await world.start() for _ in range(3)]
+    children = [
+        a_run(parent_id=parent.run_id, parent_key="call", root_id=parent.run_id) for parent in parents
+    ]
+    for parent, child in zip(parents, children, strict=True):
+        await world.wait(parent, a_wait("call", "invoke", child.id), child=child)
+        await world.wait(parent, a_wait("other", topic=f"go-{parent.run_id}"))
+    claimed = await world.claim()
+    plain = [a_run(tags=("x",), event_id=f"e{n}") for n in range(20)]
+    stale = parents[0]._replace(epoch=7)
+    operations = [StartRun(run, 1_000, owner=world.worker) for run in plain]
+    operations += [StartRun(a_run("queued"), 1_000), StartRun(plain[0], 1_000, owner=world.worker)]
+    operations += [StartRun(a_run("kept", idempotency_key="k", idempotency_digest="d"), 1_000)]
+    keys = [RunKey(run.id, world.worker, 1) for run in plain]
+    operations += [CommitStep(key, a_step("a", 1)) for key in keys]
+    operations += [Finish(key, Status.COMPLETED, f'"{n}"', None, None, 2_000) for n, key in enumerate(keys)]
+    operations += [Finish(run.key, Status.FAILED, None, "{}", "r", 2_000, '{"p":1}') for run in claimed]
+    operations += [Finish(stale, Status.COMPLETED, "1", None, None, 2_000)]
+    operations += [
+        CommitStep(keys[0], a_step("late", 2)),
+        Finish(keys[1], Status.COMPLETED, "2", None, None, 2_000),
+    ]
+    outcomes = await asyncio.gather(*map(world.store.submit, operations))
+    answers = iter(outcomes)
+    assert [next(answers) for _ in plain] == [Started(run.id, True, 1) for run in plain]
+    assert next(answers) == Started("queued", True, 0)
+    assert next(answers) == Started(plain[0].id, False, 1)
+    assert next(answers) == Started("kept", True, 0)
+    assert [next(answers) for _ in range(40 + len(claimed))] == [Done()] * (40 + len(claimed))
+    assert isinstance(next(answers), Fenced)  # a stale epoch
+    assert isinstance(next(answers), Fenced)  # a step after the finish
+    assert next(answers) == Done()  # a finish played again
+    for n, run in enumerate(plain):
+        stored = await world.store.queries.get_run(run.id)
+        assert stored is not None
+        assert (stored.status, stored.output, stored.tags) == ("completed", str(n), ("x",))
+        assert [found.id for found in (await world.store.queries.list_event_runs(f"e{n}")).data] == [run.id]
+    for parent in parents:
+        [step] = (await world.submit(Adopt(parent, 1, 2_000))).steps
+        assert (step.key, step.ok, step.error) == ("call", False, '{"p":1}')
+    assert sorted(run.key.run_id for run in await world.claim()) == ["kept", "queued"]
+
+
+async def test_a_batch_of_finishes_closes_waits_and_requests(world: World) -> None:
+    keys = [await world.start() for _ in range(4)]
+    approvals = [an_approval() for _ in keys]
+    for key, approval in zip(keys, approvals, strict=True):
+        await world.wait(key, a_wait("ask", "approval", approval.id), approval=approval)
+        await world.wait(key, a_wait("w", topic=f"go-{key.run_id}"))
+    finishes = [Finish(key, Status.FAILED, None, '{"name":"E","message":"m"}', "why", 2_000) for key in keys]
+    assert set(await asyncio.gather(*map(world.store.submit, finishes))) == {Done()}
+    for key, approval in zip(keys, approvals, strict=True):
+        run = await world.store.queries.get_run(key.run_id)
+        request = await world.store.queries.get_approval(approval.id)
+        assert run is not None
+        assert request is not None
+        assert (run.status, run.reason, run.waiting, request.status) == ("failed", "why", [], "cancelled")
+        assert Hint(HintKind.ENDED, key.run_id) in world.hints
+        assert (
+            await world.submit(SendSignal(f"s-{key.run_id}", f"go-{key.run_id}", "1", 2_000)) == NobodyWaits()
+        )

@@ -1,0 +1,280 @@
+"""What PostgreSQL does for a whole batch by one statement: starts, steps, finishes.
+
+One statement must not change one row twice (of two changes one vanishes), so a plan names each run and step once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+
+from agentflow.clock import NEVER
+from agentflow.store.operations_runs import wake_parent
+from agentflow.store.protocol import CommitStep, Done, Finish, HintKind, Started, StartRun, Status
+from agentflow.store.statement import Statement
+from agentflow.store.transaction import Transaction, Work
+
+
+class Lease(NamedTuple):
+    """A worker of this process."""
+
+    epoch: int
+    seconds: float
+
+
+class Plan:
+    """Which operations of a batch go together, ahead of the others: nothing before them concerns their run."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.steps: list[int] = []
+        self.finishes: list[int] = []
+
+    @classmethod
+    def of(cls, operations: Sequence[Any]) -> Plan:
+        plan = cls()
+        touched: set[str] = set()
+        started: set[str] = set()
+        finished: set[str] = set()
+        keys: set[tuple[str, str]] = set()
+        for index, operation in enumerate(operations):
+            kind = type(operation)
+            if kind is CommitStep:
+                run_id = operation.run.run_id
+                key = (run_id, operation.step.key)
+                is_free = run_id not in touched and run_id not in finished and key not in keys
+                if is_free and operation.model_call is None:
+                    keys.add(key)
+                    plan.steps.append(index)
+                    continue
+            elif kind is StartRun:
+                run_id = operation.run.id
+                if run_id not in touched and run_id not in started and operation.run.idempotency_key is None:
+                    started.add(run_id)
+                    plan.starts.append(index)
+                    continue
+            elif kind is Finish:
+                run_id = operation.run.run_id
+                if run_id not in touched and run_id not in finished and operation.status != Status.CANCELLED:
+                    finished.add(run_id)
+                    plan.finishes.append(index)
+                    continue
+            else:
+                run = getattr(operation, "run", None)
+                run_id = getattr(run, "run_id", None) or getattr(operation, "run_id", None)
+            if run_id is not None:
+                touched.add(run_id)
+        return plan
+
+
+# A lease holds by the database's clock. KEY SHARE keeps the reaper, who locks FOR UPDATE, from the row until this
+# transaction ends, and lets heartbeats pass, which do not change the key.
+FENCE = """
+    SELECT w.id FROM agentflow_worker w JOIN unnest($1::text[], $2::bigint[]) AS mine(id, epoch)
+    ON w.id = mine.id AND w.epoch = mine.epoch
+    WHERE w.reaped_at IS NULL AND w.lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+    ORDER BY w.id FOR KEY SHARE OF w
+"""
+
+_COMMIT_STEPS = f"""
+    WITH me AS MATERIALIZED ({FENCE}),
+    given AS MATERIALIZED (
+        SELECT * FROM unnest(
+            $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[], $9::text[], $10::boolean[],
+            $11::text[], $12::text[], $13::int[], $14::bigint[], $15::bigint[]
+        ) AS g(run_id, worker_id, epoch, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
+    ),
+    owned AS MATERIALIZED (
+        SELECT r.id, r.owner, r.epoch, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count
+        FROM agentflow_run r
+        JOIN (SELECT DISTINCT run_id, worker_id, epoch FROM given) g
+        ON r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status = 1
+        WHERE g.worker_id IN (SELECT id FROM me)
+    ),
+    added AS (
+        INSERT INTO agentflow_step
+            (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
+        SELECT g.run_id, g.key, g.seq, g.kind, g.name, g.ok, g.output, g.error, g.attempt, g.started_at, g.ended_at
+        FROM given g
+        JOIN owned ON owned.id = g.run_id AND owned.owner = g.worker_id AND owned.epoch = g.epoch
+        ON CONFLICT DO NOTHING
+        RETURNING run_id, key
+    ),
+    reset AS (
+        UPDATE agentflow_run SET crash_count = 0
+        WHERE id IN (SELECT id FROM owned WHERE crash_count > 0) AND id IN (SELECT run_id FROM added)
+    )
+    SELECT added.run_id, added.key, owned.mail, owned.cancel FROM added JOIN owned ON owned.id = added.run_id
+"""
+
+_START_RUNS = """
+    WITH given AS MATERIALIZED (
+        SELECT * FROM unnest(
+            $1::text[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::bigint[], $8::int[],
+            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[],
+            $16::text[], $17::text[], $18::text[], $19::text[]
+        ) AS g(id, app, function, status, ready_at, owner, epoch, depth, version, parent_id, parent_key, root_id,
+               rerun_of, created_at, started_at, input, trigger, tags, event_id)
+    ),
+    added AS (
+        INSERT INTO agentflow_run
+            (id, app, function, status, ready_at, owner, epoch, mail, crash_count, depth, version, parent_id,
+             parent_key, root_id, rerun_of, created_at, started_at)
+        SELECT id, app, function, status, ready_at, owner, epoch, 0, 0, depth, version, parent_id,
+               parent_key, root_id, rerun_of, created_at, started_at
+        FROM given ORDER BY id
+        ON CONFLICT (id) DO NOTHING RETURNING id
+    ),
+    payload AS (
+        INSERT INTO agentflow_run_io (run_id, input, trigger, tags)
+        SELECT g.id, g.input, g.trigger, g.tags FROM given g JOIN added ON added.id = g.id
+        ON CONFLICT DO NOTHING
+    ),
+    of_event AS (
+        INSERT INTO agentflow_event_run (event_id, run_id)
+        SELECT g.event_id, g.id FROM given g JOIN added ON added.id = g.id WHERE g.event_id IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
+    SELECT id FROM added
+"""
+
+_FINISH_RUNS = Statement(
+    lambda _: text(f"""
+    WITH given AS MATERIALIZED (
+        SELECT * FROM unnest(
+            CAST(:run_ids AS text[]), CAST(:workers AS text[]), CAST(:epochs AS bigint[]), CAST(:statuses AS int[]),
+            CAST(:outputs AS text[]), CAST(:errors AS text[]), CAST(:reasons AS text[]),
+            CAST(:parent_errors AS text[]), CAST(:nows AS bigint[])
+        ) AS g(run_id, worker_id, epoch, status, output, error, reason, parent_error, now)
+    ),
+    ended AS (
+        UPDATE agentflow_run r
+        SET status = g.status, ready_at = {NEVER}, owner = NULL, blocked_on = NULL, reason = g.reason, ended_at = g.now
+        FROM given g
+        WHERE r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status = 1
+        RETURNING r.id, r.parent_id, r.parent_key, r.mail, r.cancel_at IS NOT NULL AS cancel
+    ),
+    result AS (
+        UPDATE agentflow_run_io io SET output = g.output, error = g.error, parent_error = g.parent_error
+        FROM given g JOIN ended ON ended.id = g.run_id
+        WHERE io.run_id = g.run_id AND coalesce(g.output, g.error, g.parent_error) IS NOT NULL
+    ),
+    gone AS (
+        DELETE FROM agentflow_wait w USING ended WHERE w.run_id = ended.id RETURNING w.run_id, w.topic, w.kind
+    ),
+    closed AS (
+        UPDATE agentflow_approval a SET status = 'cancelled', decided_at = g.now
+        FROM gone JOIN given g ON g.run_id = gone.run_id
+        WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status = 'pending'
+    )
+    SELECT id, parent_id, parent_key, mail, cancel FROM ended
+    """)
+)
+
+
+async def start_runs(
+    connection: Any, tx: Transaction, operations: Sequence[Any], which: list[int], outcomes: list[Any]
+) -> None:
+    """Insert these runs; outcomes of those that were there already stay `None`."""
+    rows = []
+    for index in which:
+        run, now, wanted = operations[index]
+        owner = wanted if wanted in tx.alive else None
+        rows.append(
+            (
+                run.id,
+                run.app,
+                run.function,
+                int(Status.QUEUED if owner is None else Status.RUNNING),
+                run.ready_at,
+                owner,
+                0 if owner is None else 1,
+                run.depth,
+                run.version,
+                run.parent_id,
+                run.parent_key,
+                run.root_id,
+                run.rerun_of,
+                run.created_at,
+                None if owner is None else now,
+                run.input,
+                run.trigger,
+                json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
+                run.event_id,
+            )
+        )
+    added = {row[0] for row in await connection.fetch(_START_RUNS, *map(list, zip(*rows, strict=True)))}
+    for index, row in zip(which, rows, strict=True):
+        if row[0] in added:
+            outcomes[index] = Started(row[0], created=True, epoch=row[6])
+            if row[5] is None:
+                tx.tell(HintKind.READY)
+
+
+async def commit_steps(
+    connection: Any,
+    operations: Sequence[Any],
+    which: list[int],
+    leases: dict[str, Lease],
+    outcomes: list[Any],
+) -> None:
+    """Insert these steps, fence included; outcomes of those that were not inserted stay `None`."""
+    steps: list[CommitStep] = [operations[index] for index in which]
+    keys = [operation.run for operation in steps]
+    workers = sorted({key.worker_id for key in keys} & leases.keys())
+    rows = await connection.fetch(
+        _COMMIT_STEPS,
+        workers,
+        [leases[worker_id].epoch for worker_id in workers],
+        [key.run_id for key in keys],
+        [key.worker_id for key in keys],
+        [key.epoch for key in keys],
+        *zip(*(operation.step for operation in steps), strict=True),
+    )
+    added = {(run_id, key): Done(mail, cancel) for run_id, key, mail, cancel in rows}
+    for index, operation in zip(which, steps, strict=True):
+        outcomes[index] = added.get((operation.run.run_id, operation.step.key))
+
+
+def finish_runs(
+    tx: Transaction, operations: Sequence[Any], which: list[int], outcomes: list[Any]
+) -> Work[None]:
+    """End these runs and wake their parents; outcomes of those that are not ours stay `None`."""
+    ours: dict[str, int] = {}
+    for index in which:
+        if operations[index].run.worker_id in tx.alive:
+            ours[operations[index].run.run_id] = index
+    finishes: list[Finish] = [operations[index] for index in ours.values()]
+    if not finishes:
+        return
+    rows = yield (
+        _FINISH_RUNS,
+        {
+            "run_ids": [op.run.run_id for op in finishes],
+            "workers": [op.run.worker_id for op in finishes],
+            "epochs": [op.run.epoch for op in finishes],
+            "statuses": [int(op.status) for op in finishes],
+            "outputs": [op.output for op in finishes],
+            "errors": [op.error for op in finishes],
+            "reasons": [op.reason for op in finishes],
+            "parent_errors": [op.parent_error for op in finishes],
+            "nows": [op.now for op in finishes],
+        },
+    )
+    for run_id, parent_id, parent_key, mail, cancel in sorted(rows, key=lambda row: (row[1] or "", row[0])):
+        op: Finish = operations[ours[run_id]]
+        outcomes[ours[run_id]] = Done(mail, cancel)
+        tx.tell(HintKind.ENDED, run_id)
+        yield from wake_parent(
+            tx,
+            run_id,
+            parent_id,
+            parent_key,
+            op.status,
+            now=op.now,
+            output=op.output,
+            error=op.parent_error or op.error,
+        )
