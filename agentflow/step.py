@@ -13,7 +13,9 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
@@ -228,9 +230,11 @@ class Step:
             order = await step.run("load order", load_order, order_id)
         """
         key = self._runner.take_key(self._scope, id)
-        codec = codec_for(output, coerce=True) if output is not None else codec_for_return(fn)
+        is_coroutine, codec = _known(fn)
+        if output is not None:
+            codec = codec_for(output, coerce=True)
         limit = None if timeout is None else parse_duration(timeout)
-        if is_async(fn):
+        if is_coroutine:
             return self._runner.perform(
                 key, Body(StepKind.RUN, None, lambda _: fn(*args), codec, retry, limit)
             )
@@ -509,6 +513,19 @@ def is_async(fn: Callable[..., Any]) -> bool:
     while isinstance(fn, functools.partial):
         fn = fn.func
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
+
+
+def _known(fn: Callable[..., Any]) -> tuple[bool, Codec[Any]]:
+    """Whether a function is async, and the codec of what it returns; found out once for each."""
+    if type(fn) is not FunctionType:
+        return is_async(fn), codec_for_return(fn)
+    known = _functions.get(fn)
+    if known is None:
+        known = _functions[fn] = (is_async(fn), codec_for_return(fn))
+    return known
+
+
+_functions: WeakKeyDictionary[FunctionType, tuple[bool, Codec[Any]]] = WeakKeyDictionary()
 
 
 def as_events(given: EventLike | Sequence[EventLike]) -> list[Event]:

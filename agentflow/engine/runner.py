@@ -81,7 +81,7 @@ class Runner:
         self.settling = Settling(
             self._loop,
             self._branches,
-            is_waiting=lambda: bool(self.waits),
+            waiting=(self.waits.outstanding, self.waits.naps),
             is_idle=lambda: not (self.bodies or self._uncommitted),
             on_quiescent=self.waits.suspend,
             on_staying=self.waits.watch_deadlines,

@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import logging
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from agentflow.engine.tasks import Branch, TaskState, blocker_of, has_local_timer, place_of, state_of
@@ -30,8 +30,8 @@ WARN_AFTER = 5.0
 class Settling:
     """The turn-taking of one run.
 
-    `on_quiescent` is called in the loop when all branches wait; `on_staying` when something of the run is outstanding
-    and yet it stays in memory, so that its timers have to run here.
+    `waiting` is what user code waits for now, if anything. `on_quiescent` is called in the loop when all branches
+    wait; `on_staying` when something is waited for and yet the run stays in memory, so that its timers run here.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Settling:
         loop: AbstractEventLoop,
         branches: dict[Branch, None],
         *,
-        is_waiting: Callable[[], bool],
+        waiting: tuple[Mapping[Any, Any], Mapping[Any, Any]],
         is_idle: Callable[[], bool],
         on_quiescent: Callable[[], None],
         on_staying: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._branches = branches
-        self._is_waiting = is_waiting
+        self._waits, self._naps = waiting
         self._is_idle = is_idle
         self._on_quiescent = on_quiescent
         self._on_staying = on_staying
@@ -81,7 +81,7 @@ class Settling:
 
     def poke(self) -> None:
         """Something has changed: look whether the run can go on or rest."""
-        if self._closed or self._is_checking or not (self._due or self._is_waiting()):
+        if self._closed or self._is_checking or not (self._due or self._waits or self._naps):
             return
         self._is_checking = True
         self._calm = 0
@@ -128,7 +128,7 @@ class Settling:
 
     def _rest(self) -> None:
         """Nothing can proceed and nothing is to be handed out."""
-        if not self._is_waiting():
+        if not (self._waits or self._naps):
             return
         if self._is_idle() and self._all_wait():
             self._busy_since = None

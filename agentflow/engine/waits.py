@@ -56,15 +56,15 @@ class RunWaits:
     def __init__(self, runner: Runner, *, mail: int) -> None:
         self._runner = runner
         self._loop = asyncio.get_running_loop()
-        self._outstanding: dict[str, _Outstanding] = {}
-        self._naps: dict[Future[None], Micros] = {}
+        self.outstanding: dict[str, _Outstanding] = {}
+        self.naps: dict[Future[None], Micros] = {}
         self._timer: TimerHandle | None = None
         self.mail = mail
         """The run's mail as far as it was read."""
 
     def __bool__(self) -> bool:
         """Whether user code is blocked on a wait now."""
-        return bool(self._outstanding or self._naps)
+        return bool(self.outstanding or self.naps)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -89,7 +89,7 @@ class RunWaits:
     async def nap(self, until: Micros) -> None:
         """Wait for the next attempt of a step; the database has its time already."""
         future: Future[None] = self._loop.create_future()
-        self._naps[future] = until
+        self.naps[future] = until
         self._runner.settling.poke()
         try:
             await self._runner.settling.block(future)
@@ -98,7 +98,7 @@ class RunWaits:
                 raise self._runner.unwinding() from None
             raise
         finally:
-            self._naps.pop(future, None)
+            self.naps.pop(future, None)
 
     # ------------------------------------------------------------------------------------- registering
 
@@ -179,12 +179,12 @@ class RunWaits:
     async def _outcome_of(self, key: str, deadline: Micros, *, is_timer: bool) -> StoredStep:
         runner = self._runner
         future: Future[StoredStep] = self._loop.create_future()
-        self._outstanding[key] = _Outstanding(future, deadline, is_timer)
+        self.outstanding[key] = _Outstanding(future, deadline, is_timer)
         runner.settling.poke()
         try:
             step = await runner.settling.block(future)
         except asyncio.CancelledError:
-            self._outstanding.pop(key, None)
+            self.outstanding.pop(key, None)
             if runner.is_over:
                 raise runner.unwinding() from None
             runner.journal.waits.pop(key, None)
@@ -201,7 +201,7 @@ class RunWaits:
         runner = self._runner
         if runner.is_over:
             return
-        only_timers = all(wait.is_timer for wait in self._outstanding.values())
+        only_timers = all(wait.is_timer for wait in self.outstanding.values())
         status = Status.SLEEPING if only_timers else Status.WAITING
         ready_at = self._earliest()
         point("before_suspend")
@@ -225,7 +225,7 @@ class RunWaits:
         runner = self._runner
         if runner.is_over:
             return
-        first = runner.journal.take_seq(len(self._outstanding) + len(runner.journal.waits) + 1)
+        first = runner.journal.take_seq(len(self.outstanding) + len(runner.journal.waits) + 1)
         runner.submit(Adopt(runner.run_key, first, runner.now())).add_done_callback(self._adopted)
 
     def _adopted(self, future: Future[Outcome]) -> None:
@@ -239,11 +239,11 @@ class RunWaits:
         self.mail = answer.mail
         for step in answer.steps:
             runner.journal.add(step)
-            outstanding = self._outstanding.pop(step.key, None)
+            outstanding = self.outstanding.pop(step.key, None)
             if outstanding is not None and not outstanding.future.done():
                 outstanding.future.set_result(step)
         now = runner.now()
-        for nap, until in list(self._naps.items()):
+        for nap, until in list(self.naps.items()):
             if until <= now and not nap.done():
                 nap.set_result(None)
         if answer.cancel:
@@ -256,7 +256,7 @@ class RunWaits:
         self._timer = self._runner.host.timers.at(self._earliest(), self.look_into_mail)
 
     def _earliest(self) -> Micros:
-        return min([*(wait.deadline for wait in self._outstanding.values()), *self._naps.values()])
+        return min([*(wait.deadline for wait in self.outstanding.values()), *self.naps.values()])
 
 
 def _stored_wait(key: str, wait: Wait, plan: WaitPlan, now: Micros) -> StoredWait:
