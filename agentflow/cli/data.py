@@ -18,9 +18,11 @@ def read_data(given: str | None, *, option: str = "--data") -> Any:
     where, text = option, given
     try:
         if given == "-":
-            where, text = f"{option} - (stdin)", sys.stdin.read()
+            where = f"{option} - (stdin)"
+            text = sys.stdin.read()
         elif given.startswith("@"):
-            where, text = f"{option} {given}", Path(given[1:]).read_text(encoding="utf-8")
+            where = f"{option} {given}"
+            text = Path(given[1:]).read_text(encoding="utf-8")
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1] if text.strip() else ""

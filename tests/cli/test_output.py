@@ -1,0 +1,72 @@
+"""What is shown cannot deceive, and a table is a table only on a terminal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from agentflow.cli.approvals import typed_like
+from agentflow.cli.output import as_text, duration, money, show_table, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ünïcode 漢", "plain ünïcode 漢"),
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("pay\u202e001\u200b", "pay\\u202e001\\u200b"),
+        ("\x9b31m", "\\x9b31m"),
+    ],
+)
+def test_characters_that_hide_or_command_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert as_text({"key": text}).count("\x1b") == 0
+
+
+def test_without_a_terminal_cells_are_separated_by_tabs(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(("name", "value"), [("a\tb", None), ("c", 1)], empty="nothing")
+    assert capsys.readouterr().out == "NAME\tVALUE\na\\tb\t\nc\t1\n"
+
+
+def test_an_empty_table_says_so_on_stderr_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(("name",), [], empty="nothing here")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "nothing here\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.314, "0.31 s"), (65, "1 m 05 s"), (3_720, "1 h 02 m"), (300_000, "3 d 11 h")]
+)
+def test_durations_are_short(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown == as_text(timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"),
+    [(None, "unknown"), (Decimal(0), "$0"), (Decimal("0.000123"), "$0.000123"), (Decimal("12.50"), "$12.5")],
+)
+def test_a_cost_that_is_not_known_is_not_zero(cost: Decimal | None, shown: str) -> None:
+    assert money(cost) == shown
+
+
+def test_times_are_the_readers_own() -> None:
+    instant = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert as_text(instant) == instant.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "meant"),
+    [
+        ("1001", "1002", "1002"),
+        ("a", "true", "true"),
+        (5, "6", 6),
+        (5, "six", "six"),
+        ([1], "[2]", [2]),
+        (True, "false", False),
+    ],
+)
+def test_what_is_typed_is_of_the_kind_it_replaces(value: object, text: str, meant: object) -> None:
+    assert typed_like(value, text) == meant
