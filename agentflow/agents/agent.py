@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import UnionType
 from typing import Any, Generic, Union, cast
 
@@ -14,7 +14,7 @@ from agentflow.agents.handoffs import handoff_name
 from agentflow.agents.limits import Limits
 from agentflow.agents.loop import Loop
 from agentflow.agents.result import AgentResult, Prompt
-from agentflow.agents.stream import stream_of
+from agentflow.agents.stream import AgentStream
 from agentflow.agents.subagents import AgentInput, AgentTool
 from agentflow.agents.surroundings import DepsFactory
 from agentflow.agents.tools import Tool, ToolLike, as_tools
@@ -26,7 +26,7 @@ from agentflow.inference import check_billing
 from agentflow.models.ledger import Billing
 from agentflow.models.output import FINAL_ANSWER
 from agentflow.models.registry import ModelLike
-from agentflow.models.response import Delta, ModelSettings
+from agentflow.models.response import ModelSettings
 from agentflow.step import Step, scoped
 
 T = TypeVar("T", default=str)
@@ -101,14 +101,14 @@ class Agent(Generic[T, Deps]):
 
     def stream(
         self, step: Step, prompt: Prompt, *, deps: Deps | None = None, thread: str | None = None
-    ) -> AsyncIterator[Delta | AgentResult[T]]:
+    ) -> AgentStream[AgentResult[T]]:
         """Run the agent and give what its models say while they say it; the last item is the `AgentResult`.
 
         On replay there are no deltas.
         """
         check_thread(thread)
         own = scoped(step, self.name)
-        return stream_of(lambda listen: Loop(self, own, prompt, deps=deps, on_delta=listen).execute())
+        return AgentStream(lambda listen: Loop(self, own, prompt, deps=deps, on_delta=listen).execute())
 
     def as_tool(self, description: str, *, name: str | None = None) -> AgentTool:
         """The agent as another one's tool: it takes a `prompt`, and its work is a run of its own."""
@@ -157,6 +157,13 @@ class Agent(Generic[T, Deps]):
 
     def _check(self, compaction: Any) -> None:
         check_billing(self.billing)
+        for model in (self.model, *self.fallback):
+            if isinstance(model, str) and not all(model.partition(":")):
+                raise ConfigurationError(
+                    f"agent {self.name!r}: the model {model!r} names no provider: write 'provider:model'"
+                )
+        if self.output is None:
+            raise ConfigurationError(f"agent {self.name!r}: output=None is no type; for text leave it out")
         if compaction is not None:
             raise ConfigurationError(f"agent {self.name!r}: compaction= is not supported by this version")
         if (

@@ -69,9 +69,11 @@ class Desk:
         return results_in(self.model.requests[1])
 
 
-async def test_nothing_runs_before_the_decision_and_the_other_call_is_not_held_back(sqlite_url: str) -> None:
+async def test_nothing_runs_before_the_decision_and_the_other_call_is_not_held_back(
+    database_url: str,
+) -> None:
     desk = Desk()
-    async with desk.asking(sqlite_url) as (h, run, request):
+    async with desk.asking(database_url) as (h, run, request):
         assert await run.status() is RunStatus.WAITING
         assert (desk.refunds, desk.lookups, len(desk.model.requests)) == ([], 1, 1)
         assert (request.tool, request.args) == ("refund", {"order_id": "7", "amount": 12, "note": ""})

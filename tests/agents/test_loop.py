@@ -35,7 +35,7 @@ async def lookup(order_id: str) -> dict[str, Any]:
     return {"id": order_id, "total": 12}
 
 
-async def test_model_and_tool_calls_are_steps_with_the_documented_keys(sqlite_url: str) -> None:
+async def test_model_and_tool_calls_are_steps_with_the_documented_keys(database_url: str) -> None:
     app = App("t")
     agent = Agent(
         "support", model="openai:gpt-5-mini", instructions="Help.", tools=[lookup], output=Resolution
@@ -44,7 +44,7 @@ async def test_model_and_tool_calls_are_steps_with_the_documented_keys(sqlite_ur
     model = ScriptedModel(
         [call("lookup", order_id="7"), Resolution(reply="It is on its way.", refunded=Decimal("1.50"))]
     )
-    async with harness(app, model=model, database_url=sqlite_url) as h:
+    async with harness(app, model=model, database_url=database_url) as h:
         run = await h.start(agent, "Where is my order?")
         assert await run.result(5) == Resolution(reply="It is on its way.", refunded=Decimal("1.50"))
         assert list(await steps_of(app, run.id)) == [
@@ -435,7 +435,7 @@ class TestLimits:
                 await (await h.start(agent, "go")).result(5)
         assert len(model.requests) == 1
 
-    async def test_hold_for_sub_agents_too(self, sqlite_url: str) -> None:
+    async def test_hold_for_sub_agents_too(self, database_url: str) -> None:
         app = App("t")
         helper = Agent("helper", model="openai:gpt-5-mini", tools=[lookup])
         agent = Agent(
@@ -455,7 +455,7 @@ class TestLimits:
                 reply(text="never"),
             ]
         )
-        async with harness(app, model=model, database_url=sqlite_url) as h:
+        async with harness(app, model=model, database_url=database_url) as h:
             run = await h.start(agent, "go")
             with pytest.raises(RunFailed, match=r"BudgetExceeded.*45 tokens are used"):
                 await run.result(5)

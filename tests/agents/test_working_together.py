@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 
 from agentflow import Agent, AgentResult, App, Approve, Context, ModelRequest, Step, ToolContext, tool
 from agentflow.agents import Guardrail
-from agentflow.errors import ConfigurationError, GuardrailTripped, RunFailed
+from agentflow.errors import ConfigurationError, GuardrailTripped, RateLimited, RunFailed
 from agentflow.models.response import TextDelta
 from agentflow.runs import RunStatus
 from agentflow.testing import ScriptedModel, harness
@@ -206,6 +207,69 @@ async def test_a_stream_gives_deltas_then_the_result_and_on_replay_the_result_al
     assert ("".join(told), len(model.requests)) == ("It is on its way.", 1)
 
 
+async def test_a_stream_goes_on_after_the_run_has_left_memory(sqlite_url: str) -> None:
+    app = App("t")
+
+    @tool
+    async def wait(step: Step) -> str:
+        await step.sleep("nap", "1d")
+        return "waited"
+
+    agent = Agent("support", model="openai:gpt-5-mini", tools=[wait])
+
+    @app.function
+    async def ask(ctx: Context[None], step: Step) -> str:
+        return "".join([item.text async for item in agent.stream(step, "go") if isinstance(item, TextDelta)])
+
+    model = ScriptedModel([["Wait.", call("wait")], "Here it is."])
+    async with harness(app, model=model, database_url=sqlite_url) as h:
+        run = await h.start(ask)
+        await h.idle()
+        assert await run.status() is RunStatus.SLEEPING
+        await h.advance("1d")
+        assert await run.result(5) == "Here it is."  # what was said before is not told again
+    assert len(model.requests) == 2
+
+
+async def test_who_leaves_a_stream_stops_the_agent(sqlite_url: str) -> None:
+    app = App("t")
+    agent = Agent("support", model="openai:gpt-5-mini")
+
+    @app.function
+    async def ask(ctx: Context[None], step: Step) -> str:
+        async with aclosing(agent.stream(step, "go")) as items:
+            async for item in items:
+                assert isinstance(item, TextDelta)
+                break
+        return item.text
+
+    model = ScriptedModel(["It is on its way."])
+    async with harness(app, model=model, database_url=sqlite_url) as h:
+        run = await h.start(ask)
+        assert await run.result(5) == "It is on"
+        assert await steps_of(app, run.id) == {}
+
+
+async def test_an_agent_falls_back_to_another_model_and_goes_on_with_its_own(sqlite_url: str) -> None:
+    app = App("t")
+    limited = RateLimited("slow down", status=429, retriable=True)
+    first = ScriptedModel([limited, "from the first"], name="first")
+    second = ScriptedModel([call("look")], name="second")
+
+    @tool
+    def look() -> str:
+        return "seen"
+
+    agent = Agent("support", model=first, fallback=[second], tools=[look])
+    app.add(agent)
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(agent, "go")
+        assert await run.result(5) == "from the first"
+        steps = await steps_of(app, run.id)
+    assert steps["support#0/turn0/model"].output["model"] == "scripted:second"
+    assert (len(first.requests), len(second.requests)) == (2, 1)
+
+
 async def test_an_agent_of_two_apps_is_a_function_of_each(sqlite_url: str) -> None:
     helper = Agent("helper", model="openai:gpt-5-mini")
     agent = Agent("support", model="openai:gpt-5-mini", tools=[helper.as_tool("Helps.")])
@@ -231,6 +295,14 @@ def test_names_of_tools_are_there_once() -> None:
         Agent("support", model="openai:gpt-5-mini", tools=[first], handoffs=[other])
     with pytest.raises(ConfigurationError, match="two tools called 'transfer_to_other'"):
         Agent("support", model="openai:gpt-5-mini", tools=[first, first])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"model": "gpt-5-mini"}, {"output": None}, {"name": "a b"}, {"tools": "look"}]
+)
+def test_what_makes_no_agent_is_refused_when_it_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Agent(**({"name": "support", "model": "openai:gpt-5-mini"} | wrong))
 
 
 def test_override_changes_what_it_names_and_nothing_else() -> None:
