@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from agentflow.store import statements as sql
+from agentflow.store import statements_workers as worker_sql
 from agentflow.store.delivery import adopt_unread, stored_wait, timed_out_step
 from agentflow.store.protocol import (
     ClaimedRun,
@@ -103,7 +104,7 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
     if op.worker_id not in tx.alive or op.limit < 1:
         return []
     rows = yield (
-        sql.CLAIM_RUNS,
+        worker_sql.CLAIM_RUNS,
         {"by": op.worker_id, "app": op.app, "functions": op.functions, "now": op.now, "limit": op.limit},
     )
     if not rows:
@@ -170,21 +171,21 @@ class _Journals:
 def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
     journals = _Journals()
     of_ids = {"ids": ids}
-    due = yield sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
+    due = yield worker_sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
     for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
         step = yield from timed_out_step(stored_wait(row), now)
         yield sql.INSERT_STEP, step_params(run_id, step)
-    for run_id, *row in (yield sql.READ_WAITS_OF, of_ids):
+    for run_id, *row in (yield worker_sql.READ_WAITS_OF, of_ids):
         journals.waits[run_id].append(stored_wait(row))
-    for run_id, *row in (yield sql.READ_STEPS_OF, of_ids):
+    for run_id, *row in (yield worker_sql.READ_STEPS_OF, of_ids):
         journals.steps[run_id].append(stored_step(row))
-    for run_id, *row in (yield sql.READ_ATTEMPTS_OF, of_ids):
+    for run_id, *row in (yield worker_sql.READ_ATTEMPTS_OF, of_ids):
         journals.attempts[run_id].append(StoredAttempt(*row))
-    for run_id, *row in (yield sql.READ_OPEN_CALLS_OF, of_ids):
+    for run_id, *row in (yield worker_sql.READ_OPEN_CALLS_OF, of_ids):
         journals.calls[run_id].append(ModelCall(*row))
-    for run_id, text, trigger, tags in (yield sql.READ_INPUTS, of_ids):
+    for run_id, text, trigger, tags in (yield worker_sql.READ_INPUTS, of_ids):
         journals.inputs[run_id] = (text, trigger, tags)
-    for run_id, last in (yield sql.READ_LAST_CHUNKS_OF, of_ids):
+    for run_id, last in (yield worker_sql.READ_LAST_CHUNKS_OF, of_ids):
         journals.next_seq[run_id] = last + 1
     for run_id in ids:
         yield from _adopt(journals, run_id)
@@ -208,20 +209,20 @@ def _adopt(journals: _Journals, run_id: str) -> Work[None]:
 
 def next_ready(tx: Transaction, op: NextReady) -> Work[int | None]:
     """The earliest `ready_at` of what can be claimed."""
-    rows = yield sql.NEXT_READY, {"app": op.app, "functions": op.functions}
+    rows = yield worker_sql.NEXT_READY, {"app": op.app, "functions": op.functions}
     return rows[0][0] if rows else None
 
 
 def list_mail(tx: Transaction, op: ListMail) -> Work[list[tuple[str, int, bool]]]:
     """(run id, mail, cancel) of the worker's runs."""
-    rows = yield sql.LIST_MAIL, {"by": op.worker_id}
+    rows = yield worker_sql.LIST_MAIL, {"by": op.worker_id}
     return [(run_id, mail, cancel_at is not None) for run_id, mail, cancel_at in rows]
 
 
 def register_worker(tx: Transaction, op: RegisterWorker) -> Work[int]:
     """Make a worker known; its epoch, or 0 when the id is taken."""
     rows = yield (
-        sql.INSERT_WORKER,
+        worker_sql.INSERT_WORKER,
         {
             "id": op.worker_id,
             "epoch": 1,
@@ -238,31 +239,31 @@ def register_worker(tx: Transaction, op: RegisterWorker) -> Work[int]:
 
 def retire_worker(tx: Transaction, op: RetireWorker) -> Work[list[str]]:
     """The worker's row is closed and what it still owns is ready at once."""
-    yield sql.REAP_WORKER, {"now": op.now, "worker": op.worker_id}
-    owned = yield sql.FIND_OWNED, {"by": op.worker_id}
+    yield worker_sql.REAP_WORKER, {"now": op.now, "worker": op.worker_id}
+    owned = yield worker_sql.FIND_OWNED, {"by": op.worker_id}
     return (yield from _take_runs(tx, owned, op.now, crashes=0))
 
 
 def list_workers(tx: Transaction, op: ListWorkers) -> Work[list[str]]:
     """The ids of the workers that were not reaped."""
-    rows = yield sql.READ_WORKERS, {}
+    rows = yield worker_sql.READ_WORKERS, {}
     return [worker_id for worker_id, _ in rows]
 
 
 def reap(tx: Transaction, op: Reap) -> Work[list[str]]:
     """Take the runs of dead and unknown workers from them."""
-    workers = yield sql.READ_WORKERS, {}
+    workers = yield worker_sql.READ_WORKERS, {}
     for worker_id, lease_until in sorted(workers):
         if worker_id in op.dead or lease_until <= op.instant:
-            yield sql.REAP_WORKER, {"now": op.now, "worker": worker_id}
+            yield worker_sql.REAP_WORKER, {"now": op.now, "worker": worker_id}
     return (yield from take_ownerless(tx, TakeOwnerless(op.now)))
 
 
 def take_ownerless(tx: Transaction, op: TakeOwnerless) -> Work[list[str]]:
     """Ready the running runs whose worker is reaped or missing."""
-    rows = yield sql.FIND_OWNERLESS, {}
+    rows = yield worker_sql.FIND_OWNERLESS, {}
     taken = yield from _take_runs(tx, rows, op.now, crashes=1)
-    yield sql.FORGET_WORKERS, {"before": op.now - KEEP_REAPED_MICROS}
+    yield worker_sql.FORGET_WORKERS, {"before": op.now - KEEP_REAPED_MICROS}
     return taken
 
 
@@ -273,7 +274,7 @@ def release_orphans(tx: Transaction, op: ReleaseOrphans) -> Work[tuple[list[str]
     """
     if op.worker_id not in tx.alive:
         return [], frozenset()
-    owned = yield sql.FIND_OWNED, {"by": op.worker_id}
+    owned = yield worker_sql.FIND_OWNED, {"by": op.worker_id}
     missing = [row for row in owned if row[0] not in op.held]
     orphans = [row for row in missing if (row[0], row[2]) in op.suspects]
     released = yield from _take_runs(tx, orphans, op.now, crashes=0)
@@ -284,7 +285,7 @@ def _take_runs(tx: Transaction, rows: list[Any], now: int, *, crashes: int) -> W
     taken: list[str] = []
     for run_id, owner, epoch in rows:
         hit = yield (
-            sql.TAKE_FROM_OWNER,
+            worker_sql.TAKE_FROM_OWNER,
             {"now": now, "crashes": crashes, "run": run_id, "by": owner, "at_epoch": epoch},
         )
         if hit:

@@ -64,6 +64,10 @@ class FunctionRow(Base, table=True):
     registered_at: int = _big()
 
 
+_CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
+"""On SQLite the row lies in the primary key's tree: one page is written for it, not two."""
+
+
 class RunRow(Base, table=True):
     """One run, narrow: payloads are in `RunIoRow`."""
 
@@ -82,7 +86,7 @@ class RunRow(Base, table=True):
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
         ),
-        {"postgresql_with": {"fillfactor": 70}},
+        {"postgresql_with": {"fillfactor": 70}, **_CLUSTERED},
     )
 
     id: str = _key()
@@ -128,6 +132,7 @@ class IdempotencyRow(Base, table=True):
     """A key under which a function was started."""
 
     __tablename__ = "agentflow_idempotency"
+    __table_args__: ClassVar[Any] = _CLUSTERED
 
     app: str = _key()
     function: str = _key()
@@ -148,6 +153,7 @@ class StepRow(Base, table=True):
             sqlite_where=text("seq IS NULL"),
             postgresql_where=text("seq IS NULL"),
         ),
+        _CLUSTERED,
     )
 
     run_id: str = _key()
@@ -167,6 +173,7 @@ class StepAttemptRow(Base, table=True):
     """A failed attempt of a step, or (key `@<seq>`) of the code after that seq."""
 
     __tablename__ = "agentflow_step_attempt"
+    __table_args__: ClassVar[Any] = _CLUSTERED
 
     run_id: str = _key()
     key: str = _key()
@@ -180,6 +187,7 @@ class EffectMarkRow(Base, table=True):
     """An effect that may happen once is about to happen."""
 
     __tablename__ = "agentflow_effect_mark"
+    __table_args__: ClassVar[Any] = _CLUSTERED
 
     run_id: str = _key()
     key: str = _key()
@@ -199,6 +207,7 @@ class WaitRow(Base, table=True):
             sqlite_where=text("kind = 'signal'"),
             postgresql_where=text("kind = 'signal'"),
         ),
+        _CLUSTERED,
     )
 
     run_id: str = _key()
@@ -243,7 +252,7 @@ class EventRunRow(Base, table=True):
     """An event and a run that it started."""
 
     __tablename__ = "agentflow_event_run"
-    __table_args__: ClassVar[Any] = (Index("agentflow_event_run_run", "run_id"),)
+    __table_args__: ClassVar[Any] = (Index("agentflow_event_run_run", "run_id"), _CLUSTERED)
 
     event_id: str = _key()
     run_id: str = _key()
@@ -301,7 +310,7 @@ class ModelCallRow(Base, table=True):
     """The ledger: one request to a model provider."""
 
     __tablename__ = "agentflow_model_call"
-    __table_args__: ClassVar[Any] = (Index("agentflow_model_call_started", "started_at"),)
+    __table_args__: ClassVar[Any] = (Index("agentflow_model_call_started", "started_at"), _CLUSTERED)
 
     run_id: str = _key()
     key: str = _key()
@@ -328,6 +337,7 @@ class StreamChunkRow(Base, table=True):
     """A piece of a run's live stream."""
 
     __tablename__ = "agentflow_stream_chunk"
+    __table_args__: ClassVar[Any] = _CLUSTERED
 
     run_id: str = _key()
     seq: int = Field(primary_key=True, sa_type=BigInteger)
@@ -341,6 +351,7 @@ class WorkerRow(Base, table=True):
     """A worker and its lease: by the database's clock on PostgreSQL, by the monotonic clock on SQLite."""
 
     __tablename__ = "agentflow_worker"
+    __table_args__: ClassVar[Any] = _CLUSTERED
 
     id: str = _key()
     epoch: int = _big()
@@ -356,7 +367,7 @@ class SlotRow(Base, table=True):
     """A run that executes under a concurrency key."""
 
     __tablename__ = "agentflow_slot"
-    __table_args__: ClassVar[Any] = (Index("agentflow_slot_run", "run_id"),)
+    __table_args__: ClassVar[Any] = (Index("agentflow_slot_run", "run_id"), _CLUSTERED)
 
     key: str = _key()
     run_id: str = _key()

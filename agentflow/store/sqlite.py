@@ -14,7 +14,7 @@ from typing import Any
 
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
-from agentflow.store import statements as sql
+from agentflow.store import statements_workers as worker_sql
 from agentflow.store.hints import Hints
 from agentflow.store.operations_workers import (
     Claim,
@@ -174,7 +174,7 @@ class SqliteHeartbeat:
         """Renew the lease, unless it is over or the worker was reaped."""
         if self._connection is None:
             self._connection = connect(self._path, sync="NORMAL")
-        text, arguments = sql.RENEW_LEASE.sqlite
+        text, arguments = worker_sql.RENEW_LEASE.sqlite
         instant = monotonic_micros()
         params = {
             "until": instant + int(lease_seconds * 1_000_000),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from agentflow.crashpoints import point
 from agentflow.store import statements as sql
+from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operations import apply, is_read, is_strict, workers_of
 from agentflow.store.protocol import CommitStep, Done, Fenced, Hint, HintKind, Status
 from agentflow.store.rows import StepRow, table_of
@@ -197,7 +198,7 @@ class SqliteBackend:
         """Those of the workers whose lease holds; their leases are renewed on the way."""
         if not worker_ids:
             return frozenset()
-        text, arguments = sql.READ_LEASES.sqlite
+        text, arguments = worker_sql.READ_LEASES.sqlite
         alive = set()
         instant = monotonic_micros()
         for worker_id, epoch, lease_until in self._connection.execute(
@@ -208,7 +209,7 @@ class SqliteBackend:
                 continue
             alive.add(worker_id)
             if lease_until - instant < lease.micros * 0.8:
-                renew, renew_arguments = sql.RENEW_LEASE.sqlite
+                renew, renew_arguments = worker_sql.RENEW_LEASE.sqlite
                 params = {
                     "until": instant + lease.micros,
                     "worker": worker_id,

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from agentflow.store import statements as sql
+from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operations import apply
 from agentflow.store.operations_workers import Claim
 from agentflow.store.postgres import _REAP, _RENEW
@@ -162,7 +163,7 @@ async def test_a_run_claimed_anew_while_the_reaper_looked_is_left_alone(
     """The owner and epoch seen are compared again under the row's lock."""
     first, second = by_hand
     key = await world.start()
-    text, arguments = sql.TAKE_FROM_OWNER.postgres
+    text, arguments = worker_sql.TAKE_FROM_OWNER.postgres
     seen = {"now": 2_000, "crashes": 1, "run": key.run_id, "by": world.worker, "at_epoch": key.epoch}
     transaction = first.transaction()
     await transaction.start()
@@ -198,7 +199,7 @@ async def test_a_signal_delivered_while_a_claim_ran_is_in_its_journal(
     tx = Transaction(frozenset({world.worker}))
     work = apply(tx, Claim(world.worker, APP, (FUNCTION,), 5, 2_000))
     statement, params = next(work)
-    assert statement is sql.CLAIM_RUNS
+    assert statement is worker_sql.CLAIM_RUNS
     text, arguments = statement.postgres
     # The claim's statement stands still between its snapshot and its locks, while the signal is delivered.
     slow = text.replace("WITH ready AS", "WITH pause AS MATERIALIZED (SELECT pg_sleep(0.6)), ready AS", 1)

@@ -296,13 +296,13 @@ async def test_what_has_to_reach_the_disk_does(sqlite_ready: str, durability: st
 
 
 async def test_the_claim_s_query_walks_its_index(world: World) -> None:
-    from agentflow.store import statements as sql
+    from agentflow.store import statements_workers as worker_sql
 
     connection = sqlite3.connect(world.store._path)  # type: ignore[attr-defined]
     params = {"by": "w", "app": "a", "functions": ["f"], "now": 1, "limit": 5}
-    text, arguments = sql.CLAIM_RUNS.sqlite
+    text, arguments = worker_sql.CLAIM_RUNS.sqlite
     plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + text, arguments(params))]
-    next_text, next_arguments = sql.NEXT_READY.sqlite
+    next_text, next_arguments = worker_sql.NEXT_READY.sqlite
     plan += [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + next_text, next_arguments(params))]
     connection.close()
     assert sum("USING" in line and "agentflow_run_claim" in line for line in plan) == 2, plan

@@ -83,6 +83,7 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("marked_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "key"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "agentflow_event",
@@ -110,6 +111,7 @@ def upgrade() -> None:
         sa.Column("event_id", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("event_id", "run_id"),
+        sqlite_with_rowid=False,
     )
     op.create_index("agentflow_event_run_run", "agentflow_event_run", ["run_id"], unique=False)
     op.create_table(
@@ -133,6 +135,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("until", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("app", "function", "key"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "agentflow_message",
@@ -167,6 +170,7 @@ def upgrade() -> None:
         sa.Column("cost", sa.Text(), nullable=True),
         sa.Column("price_version", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "key", "attempt"),
+        sqlite_with_rowid=False,
     )
     op.create_index("agentflow_model_call_started", "agentflow_model_call", ["started_at"], unique=False)
     op.create_table(
@@ -196,6 +200,7 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         postgresql_with={"fillfactor": 70},
+        sqlite_with_rowid=False,
     )
     op.create_index(
         "agentflow_run_claim",
@@ -270,6 +275,7 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("key", "run_id"),
+        sqlite_with_rowid=False,
     )
     op.create_index("agentflow_slot_run", "agentflow_slot", ["run_id"], unique=False)
     op.create_table(
@@ -286,6 +292,7 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("ended_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "key"),
+        sqlite_with_rowid=False,
     )
     op.create_index(
         "agentflow_step_unread",
@@ -304,6 +311,7 @@ def upgrade() -> None:
         sa.Column("next_at", sa.BigInteger(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "key", "n"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "agentflow_stream_chunk",
@@ -314,6 +322,7 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "seq"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "agentflow_thread",
@@ -338,6 +347,7 @@ def upgrade() -> None:
         sa.Column("timeout_output", sa.Text(), nullable=True),
         sa.Column("timeout_error", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "key"),
+        sqlite_with_rowid=False,
     )
     op.create_index(
         "agentflow_wait_signal",
@@ -359,4 +369,5 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("reaped_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_with_rowid=False,
     )

@@ -1,0 +1,216 @@
+"""The statements of claims and of the care for workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    and_,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy import literal_column as raw
+
+from agentflow.clock import NEVER
+from agentflow.store.rows import CLAIMABLE, RunRow, WaitRow, WorkerRow, table_of
+from agentflow.store.statement import Flavour, Statement, big, small, text
+from agentflow.store.statements import (
+    MODEL_CALL_COLUMNS,
+    STEP_COLUMNS,
+    WAIT_COLUMNS,
+    attempt,
+    chunk,
+    function,
+    model_call,
+    run,
+    run_io,
+    step,
+    wait,
+    worker,
+)
+
+_RUN, _WAIT = table_of(RunRow), table_of(WaitRow)
+
+
+def _claimable(d: Flavour) -> ColumnElement[bool]:
+    paused = select(function.id).where(function.app == text("app"), function.paused_at.is_not(None))
+    return and_(
+        run.app == text("app"), CLAIMABLE, d.among(run.function, "functions"), run.function.not_in(paused)
+    )
+
+
+def _claim(d: Flavour) -> Any:
+    ready = (
+        select(run.id)
+        .where(_claimable(d), run.ready_at <= big("now"))
+        .order_by(run.ready_at, run.id)
+        .limit(big("limit"))
+        .with_for_update(skip_locked=True)
+        .cte("ready")
+    )
+    return (
+        update(_RUN)
+        .values(
+            status=raw("1", Integer),
+            owner=text("by"),
+            epoch=run.epoch + 1,
+            started_at=func.coalesce(run.started_at, big("now")),
+        )
+        .where(run.id == ready.c.id)
+        .returning(
+            run.id,
+            run.epoch,
+            run.app,
+            run.function,
+            run.created_at,
+            run.started_at,
+            run.parent_id,
+            run.parent_key,
+            run.root_id,
+            run.depth,
+            run.mail,
+            run.crash_count,
+            run.cancel_at,
+            run.reason,
+            run.ready_at,
+        )
+    )
+
+
+CLAIM_RUNS = Statement(_claim)
+READ_INPUTS = Statement(
+    lambda d: select(run_io.run_id, run_io.input, run_io.trigger, run_io.tags).where(
+        d.among(run_io.run_id, "ids")
+    )
+)
+TAKE_DUE_WAITS_OF = Statement(
+    lambda d: (
+        delete(_WAIT)
+        .where(d.among(wait.run_id, "ids"), wait.deadline <= big("now"))
+        .returning(wait.run_id, *WAIT_COLUMNS)
+    )
+)
+READ_WAITS_OF = Statement(
+    lambda d: (
+        select(wait.run_id, *WAIT_COLUMNS).where(d.among(wait.run_id, "ids")).order_by(wait.run_id, wait.key)
+    )
+)
+READ_STEPS_OF = Statement(lambda d: select(step.run_id, *STEP_COLUMNS).where(d.among(step.run_id, "ids")))
+READ_ATTEMPTS_OF = Statement(
+    lambda d: (
+        select(attempt.run_id, attempt.key, attempt.n, attempt.error, attempt.next_at, attempt.started_at)
+        .where(
+            d.among(attempt.run_id, "ids"),
+            ~exists().where(step.run_id == attempt.run_id, step.key == attempt.key),
+        )
+        .order_by(attempt.run_id, attempt.key, attempt.n)
+    )
+)
+READ_OPEN_CALLS_OF = Statement(
+    lambda d: (
+        select(model_call.run_id, *MODEL_CALL_COLUMNS)
+        .where(d.among(model_call.run_id, "ids"), model_call.ended_at.is_(None))
+        .order_by(model_call.run_id, model_call.started_at, model_call.key, model_call.attempt)
+    )
+)
+READ_LAST_CHUNKS_OF = Statement(
+    lambda d: (
+        select(chunk.run_id, func.max(chunk.seq)).where(d.among(chunk.run_id, "ids")).group_by(chunk.run_id)
+    )
+)
+NEXT_READY = Statement(
+    lambda d: (
+        select(run.ready_at)
+        .where(_claimable(d), run.ready_at < raw(str(NEVER), BigInteger))
+        .order_by(run.ready_at)
+        .limit(1)
+    )
+)
+LIST_MAIL = Statement(
+    lambda _: (
+        select(run.id, run.mail, run.cancel_at)
+        .where(
+            run.owner == text("by"),
+            run.status == raw("1", Integer),
+            or_(run.mail > raw("0", Integer), run.cancel_at.is_not(None)),
+        )
+        .order_by(run.id)
+    )
+)
+INSERT_WORKER = Statement(
+    lambda d: d.insert(table_of(WorkerRow)).on_conflict_do_nothing().returning(worker.id)
+)
+READ_LEASES = Statement(
+    lambda d: (
+        select(worker.id, worker.epoch, worker.lease_until)
+        .where(d.among(worker.id, "ids"), worker.reaped_at.is_(None))
+        .order_by(worker.id)
+        .with_for_update(read=True, key_share=True)
+    )
+)
+RENEW_LEASE = Statement(
+    lambda _: (
+        update(table_of(WorkerRow))
+        .values(lease_until=big("until"))
+        .where(
+            worker.id == text("worker"),
+            worker.epoch == big("at_epoch"),
+            worker.reaped_at.is_(None),
+            worker.lease_until > big("instant"),
+        )
+        .returning(worker.id)
+    )
+)
+READ_WORKERS = Statement(lambda _: select(worker.id, worker.lease_until).where(worker.reaped_at.is_(None)))
+REAP_WORKER = Statement(
+    lambda _: (
+        update(table_of(WorkerRow))
+        .values(epoch=worker.epoch + 1, reaped_at=big("now"))
+        .where(worker.id == text("worker"), worker.reaped_at.is_(None))
+    )
+)
+FIND_OWNERLESS = Statement(
+    lambda _: (
+        select(run.id, run.owner, run.epoch)
+        .where(
+            run.status == raw("1", Integer),
+            ~exists().where(worker.id == run.owner, worker.reaped_at.is_(None)),
+        )
+        .order_by(run.id)
+    )
+)
+FIND_OWNED = Statement(
+    lambda _: (
+        select(run.id, run.owner, run.epoch)
+        .where(run.owner == text("by"), run.status == raw("1", Integer))
+        .order_by(run.id)
+    )
+)
+# The owner and epoch are compared again under the row's lock: meanwhile somebody else may have claimed the run.
+TAKE_FROM_OWNER = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(
+            status=raw("0", Integer),
+            ready_at=big("now"),
+            owner=null(),
+            crash_count=run.crash_count + small("crashes"),
+        )
+        .where(
+            run.id == text("run"),
+            run.owner == text("by"),
+            run.epoch == big("at_epoch"),
+            run.status == raw("1", Integer),
+        )
+        .returning(run.id)
+    )
+)
+FORGET_WORKERS = Statement(lambda _: delete(table_of(WorkerRow)).where(worker.reaped_at < big("before")))
