@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +56,16 @@ class Demo:
     kills_in_flight: int = 0
     _seen_in_flight: set[tuple[str, str, int]] = field(default_factory=set)
 
-    def sit(self, *, kill_after: float | None, from_first_line: bool = False) -> Sitting:
-        """Start it, and kill it after so many seconds unless it has ended by itself.
+    def sit(
+        self,
+        *,
+        kill_after: float | None = None,
+        from_first_line: bool = False,
+        kill_when: Callable[[Demo], bool] | None = None,
+    ) -> Sitting:
+        """Start it, and kill it after so many seconds, or as soon as `kill_when` holds, unless it has ended before.
 
-        They count from the start of the process, or from its first line: Python's imports are a large part of the rest.
+        The seconds count from the start of the process, or from its first line: much of the rest is Python's imports.
         """
         command = [sys.executable, "-P", "-m", "agentflow", "demo", "--auto", "approve"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AGENTFLOW_")}
@@ -79,6 +85,8 @@ class Demo:
             timers.append(threading.Timer(kill_after, process.kill))
         for timer in timers[: 1 if from_first_line else 2]:
             timer.start()
+        if kill_when is not None:
+            threading.Thread(target=self._kill_when, args=(kill_when, process), daemon=True).start()
         lines: list[str] = []
         first_progress: float | None = None
         first_line = last_line = 0.0
@@ -96,13 +104,20 @@ class Demo:
         for timer in timers:
             timer.cancel()
         was_killed = code == -signal.SIGKILL
-        if was_killed and kill_after is None:
+        if was_killed and kill_after is None and kill_when is None:
             raise Broken(f"the demo in {self.folder} hangs:\n" + "\n".join(lines))
         sitting = Sitting(was_killed, code, lines, first_progress, last_line - first_line)
         self.sittings.append(sitting)
         if was_killed:
             self._look_in_flight()
         return sitting
+
+    def _kill_when(self, holds: Callable[[Demo], bool], process: subprocess.Popen[str]) -> None:
+        while process.poll() is None:
+            if holds(self):
+                process.kill()
+                return
+            time.sleep(0.001)
 
     def _look_in_flight(self) -> None:
         """Whether the kill has cut off a model call: its row in the ledger has no end."""
@@ -156,7 +171,11 @@ class Demo:
 
     def _lines_of(self, name: str) -> list[str]:
         path = self.folder / ".agentflow" / name
-        return path.read_text().splitlines() if path.exists() else []
+        return (
+            [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            if path.exists()
+            else []
+        )
 
 
 def play(folder: Path, *, kills: Sequence[float], pause: float) -> Demo:

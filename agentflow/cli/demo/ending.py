@@ -10,6 +10,7 @@ from agentflow.cli.output import duration, show_table, visible
 from agentflow.cli.program import program, shown_path
 from agentflow.cli.progress import Progress
 from agentflow.cli.watching import tokens_and_cost
+from agentflow.runs import RunStatus
 
 
 def tell_ending(progress: Progress, *, model_calls: int, refunds: int) -> None:
@@ -67,4 +68,5 @@ def _answer(progress: Progress) -> str:
         if progress.run.reason
         else ""
     )
-    return visible(f"none, the run is {progress.run.status}{why}")
+    how = "failed" if progress.run.status is RunStatus.FAILED else f"was {progress.run.status}"
+    return visible(f"none, the run {how}{why}")

@@ -23,6 +23,7 @@ from agentflow.cli.program import program
 from agentflow.cli.progress import Progress, read_progress
 from agentflow.errors import AlreadyDecided, NotFound, RunCancelled, RunFailed
 from agentflow.handles import RunHandle
+from agentflow.models.registry import resolve_model
 from agentflow.runs import ErrorInfo, RunStatus, StepKind, StepStatus
 
 LOOK_SECONDS = 0.15
@@ -31,6 +32,7 @@ LOOK_SECONDS = 0.15
 async def show_demo(files: DemoFiles, *, auto: str) -> None:
     """Show the demo that is not over, or a new one, to its end. Raises what an end other than completed means."""
     agent = load_agent()
+    resolve_model(agent.MODEL)  # a name that nobody knows is better said before a run is started
     state = files.begin()
     teller = Teller()
     async with open_app(agent.app):

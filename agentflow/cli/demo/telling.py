@@ -66,8 +66,8 @@ class Teller:
             print(text, flush=True)
 
     def count_calls(self, progress: Progress) -> int:
-        """Requests to the model, those too that failed."""
-        return sum(len(line.calls) for line in progress.lines)
+        """Requests that a model has answered, or may have."""
+        return sum(call.billed != "no" for line in progress.lines for call in line.calls)
 
     def _described(self, line: Line) -> str:
         mark, name = MARKS[line.status], _name(line)
