@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import json
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
@@ -230,6 +233,38 @@ async def test_an_invalid_output_is_asked_for_again_as_a_new_step(sqlite_url: st
         assert list(await steps_of(app, run.id)) == [f"support#0/turn{turn}/model" for turn in range(3)]
     assert "not valid JSON" in model.requests[1].prompt
     assert "refunded: Field required" in model.requests[2].prompt
+
+
+@dataclass
+class Point:
+    x: int
+
+
+@pytest.mark.parametrize(
+    ("output", "reply", "value"),
+    [
+        (int, 3, 3),
+        (list[Resolution], [{"reply": "a", "refunded": 1}], [Resolution(reply="a", refunded=Decimal(1))]),
+        (Literal["yes", "no"], "yes", "yes"),
+        (Resolution | Point, {"x": 1}, Point(1)),
+        (dict[str, dt.date], {"a": "2026-01-02"}, {"a": dt.date(2026, 1, 2)}),
+        (bool | None, None, None),
+    ],
+    ids=str,
+)
+async def test_the_output_may_be_any_type(sqlite_url: str, output: Any, reply: Any, value: Any) -> None:
+    app = App("t")
+    agent = Agent("support", model="openai:gpt-5-mini", output=output)
+    app.add(agent)
+    model = ScriptedModel([lambda request: _as_asked(request, reply)])
+    async with harness(app, model=model, database_url=sqlite_url) as h:
+        assert await (await h.start(agent, "go")).result(5) == value
+
+
+def _as_asked(request: ModelRequest, reply: Any) -> str:
+    """The JSON text of the reply, in the wrapper that the schema demands."""
+    assert request.output is not None
+    return json.dumps({"value": reply} if request.output.wrapped else reply)
 
 
 async def test_an_output_that_stays_invalid_fails_the_run_with_what_the_model_said(sqlite_url: str) -> None:
