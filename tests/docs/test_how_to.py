@@ -1,0 +1,169 @@
+"""The how-to pages do what they say: their blocks are run, and their functions started."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from agentflow import RunStatus, ToolCall
+from agentflow.errors import NoWaiter, RunFailed
+from agentflow.testing import ScriptedModel, harness
+from tests.docs.pages import load
+
+
+async def test_a_small_refund_needs_nobody_and_a_large_one_the_page_s_manager() -> None:
+    page = load("how-to/wait-for-a-person.md")
+    model = ScriptedModel(
+        [
+            [
+                ToolCall(name="refund", args={"order_id": "A", "amount": "20"}),
+                ToolCall(name="refund", args={"order_id": "B", "amount": "200"}),
+            ],
+            lambda request: " and ".join(result.text for result in request.messages[-1].tool_results),
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.support, "Refund both.")
+        await h.idle()
+        [waiting] = (await page.app.runs.get(run.id)).waiting
+        assert waiting.kind == "approval"
+        await page.decide_first(Decimal("150"))
+        assert await run.result(5) == "paid 20 for A and paid 150 for B"
+
+
+@pytest.mark.parametrize(
+    ("decides", "told"), [(True, "deployed v2, said ana"), (False, "not deployed: timeout")]
+)
+async def test_a_function_asks_a_person_itself(decides: bool, told: str) -> None:
+    page = load("how-to/wait-for-a-person.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.deploy, "v2")
+        await h.idle()
+        if decides:
+            await page.decide_first()
+        await h.advance("4h")
+        assert await run.result(5) == told
+
+
+async def test_a_signal_publishes_or_three_days_pass() -> None:
+    page = load("how-to/wait-for-a-person.md")
+    async with harness(page.app) as h:
+        first, second = await h.start(page.publish, "42"), await h.start(page.publish, "43")
+        await h.idle()
+        await page.review("42", approved=True)
+        await h.advance("3d")
+        assert await first.result(5) == "published"
+        assert await second.result(5) == "nobody answered in three days"
+        with pytest.raises(NoWaiter):
+            await page.review("42", approved=True)
+
+
+async def test_a_step_is_tried_as_often_as_its_function_says() -> None:
+    page = load("how-to/retries-and-errors.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.pay, 12)
+        await h.advance("1m")
+        assert await run.result(5) == "charged 12"
+        assert page.attempts == [0, 1, 2]
+
+
+async def test_a_tenacity_policy_decides_what_is_retried() -> None:
+    page = load("how-to/retries-and-errors.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.find, "x")
+        await h.advance("1d")
+        with pytest.raises(RunFailed, match="ValueError: 'x' is no name"):
+            await run.result(5)
+        [step] = (await page.app.runs.steps(run.id)).data
+        assert step.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(200, "content"), (404, "fetch: NonRetriable: there is no such page")],
+)
+async def test_a_failed_step_may_be_caught(status: int, told: str) -> None:
+    page = load("how-to/retries-and-errors.md")
+    async with harness(page.app) as h:
+        assert await (await h.start(page.read_or_skip, status)).result(5) == told
+
+
+async def test_parallel_steps_and_branches_have_the_keys_of_the_page() -> None:
+    page = load("how-to/parallel-steps.md")
+    async with harness(page.app) as h:
+        digest = await h.start(page.digest, ["a", "b", "c"])
+        assert await digest.result(5) == "A B C"
+        assert await keys_of(page.app, digest.id) == {"summarise", "summarise:1", "summarise:2"}
+        localised = await h.start(page.localise, "Hello")
+        assert await localised.result(5) == ["Hello in French, proofread", "Hello in German, proofread"]
+        assert await keys_of(page.app, localised.id) == {
+            "translate@0",
+            "proofread@0",
+            "translate@1",
+            "proofread@1",
+        }
+
+
+async def keys_of(app: object, run_id: str) -> set[str]:
+    return {step.key for step in (await app.runs.steps(run_id)).data}  # type: ignore[attr-defined]
+
+
+async def test_a_failing_branch_leaves_the_others_alone() -> None:
+    page = load("how-to/parallel-steps.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.ask_all, ["mail", "fax", "phone"])
+        assert await run.result(5) == ["mail answered", "phone answered"]
+
+
+async def test_the_first_answer_decides_after_a_restart_too() -> None:
+    page = load("how-to/parallel-steps.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.first_answer, None)
+        await h.idle()
+        assert await run.status() is RunStatus.WAITING
+        await h.crash()
+        await h.restart()
+        await h.signal("legal", None)
+        await h.idle()
+        assert await run.result(5) == "legal"
+
+
+@pytest.mark.parametrize(("is_paid", "told"), [(True, "thank you"), (False, "reminded u1")])
+async def test_an_event_starts_a_run_and_another_one_wakes_it(is_paid: bool, told: str) -> None:
+    page = load("how-to/events.md")
+    async with harness(page.app) as h:
+        [event] = await page.place("7")
+        assert await page.place("7") == [event]
+        await h.idle()
+        if is_paid:
+            await h.send({"name": "shop/order.paid", "data": {"order_id": "7", "user_id": "u1"}})
+        await h.advance("3d")
+        [run] = (await page.app.runs.list(function="follow-up")).data
+        assert await page.app.runs.handle(run.id).result(5) == told
+        sent = [event.name for event in (await page.app.events.list()).data]
+        assert ("shop/parcel.sent" in sent) is is_paid
+
+
+async def test_an_event_of_tomorrow_starts_its_run_tomorrow() -> None:
+    page = load("how-to/events.md")
+    async with harness(page.app, clock="virtual") as h:
+        await page.place_tomorrow("8")
+        await h.advance("23h")
+        [run] = (await page.app.runs.list()).data
+        assert run.status is RunStatus.QUEUED
+        await h.advance("2h")
+        assert await page.app.runs.handle(run.id).status() is RunStatus.WAITING
+
+
+async def test_sub_runs_are_runs_of_their_own() -> None:
+    page = load("how-to/sub-runs.md")
+    async with harness(page.app) as h:
+        parent = await h.start(page.report, ["one", "two"])
+        assert await parent.result(5) == ["ONE", "TWO"]
+        assert await (await h.start(page.by_name, "three")).result(5) == "THREE"
+        failing = await h.start(page.careful, "")
+        await h.advance("30m")
+        assert await failing.result(5) == "failed: an empty chapter"
+        child = await (await h.start(page.fire_and_forget, "four")).result(5)
+        assert await page.app.runs.handle(child).result(5) == "FOUR"
