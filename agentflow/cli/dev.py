@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 APP_VARIABLE = "AGENTFLOW_DEV_APP"
 """Tells the process that serves, which uvicorn starts anew after each change, which app it is."""
+STREAM_GRACE_SECONDS = 5
+"""A browser that follows a run never hangs up by itself, and the server must not wait for it."""
 NOT_SOURCES = ("node_modules", "site-packages", "__pycache__", "venv")
 
 

@@ -12,9 +12,9 @@ NAME = "refund"
 
 
 def find_source() -> Path:
-    """The example's file: of the checkout where this is one, else of the installed package."""
+    """The example's file: beside this module where agentflow is installed, else of the checkout."""
     here = Path(__file__).resolve()
-    for place in (here.parents[3] / "examples" / "agents" / f"{NAME}.py", here.with_name(f"{NAME}.py")):
+    for place in (here.with_name(f"{NAME}.py"), here.parents[3] / "examples" / "agents" / f"{NAME}.py"):
         if place.is_file():
             return place
     raise Stop(
