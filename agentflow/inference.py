@@ -8,24 +8,20 @@ so that after a crash it is known that an answer may have been paid for.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
-
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from agentflow.codec import Codec, codec_for
 from agentflow.crashpoints import point
 from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, ProviderError
-from agentflow.models.answers import priced, read_answer
+from agentflow.models.answers import priced
 from agentflow.models.conversation import check_conversation
-from agentflow.models.function import FunctionModel
 from agentflow.models.ledger import Billing, CallState, state_after
-from agentflow.models.messages import Message, MessageLike, to_messages
+from agentflow.models.memo import ModelMemo, Question, name_of, read_memo
+from agentflow.models.messages import MessageLike, to_messages
 from agentflow.models.output import output_spec
 from agentflow.models.protocol import Model, model_ref
 from agentflow.models.registry import ModelLike, resolve_model
@@ -34,7 +30,6 @@ from agentflow.models.response import (
     ModelRequest,
     ModelResponse,
     ModelSettings,
-    OutputSpec,
     RawAnswer,
     ReasoningDelta,
     TextDelta,
@@ -42,7 +37,6 @@ from agentflow.models.response import (
     ToolSpec,
 )
 from agentflow.retry import Retry
-from agentflow.roundtrip import find_fault
 from agentflow.runs import StepKind
 from agentflow.store.protocol import ModelCall
 
@@ -146,81 +140,7 @@ def check_billing(billing: Billing) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------- question and memo
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a model is asked, before it is known which model."""
-
-    messages: Sequence[Message]
-    instructions: str | None = None
-    tools: tuple[ToolSpec, ...] = ()
-    output: Any = None
-    settings: ModelSettings = field(default_factory=ModelSettings)
-    keep: dict[str, Any] | None = None
-    """Plain JSON that the caller wants stored beside the answer."""
-
-    def request(self, ref: str, spec: OutputSpec | None) -> ModelRequest:
-        return ModelRequest(
-            model=ref,
-            messages=list(self.messages),
-            instructions=self.instructions,
-            tools=self.tools,
-            output=spec,
-            settings=self.settings,
-        )
-
-
-class ModelMemo(BaseModel):
-    """The memo of a model call: the raw answer, and what is needed to read it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    """ "provider:model" that gave the answer."""
-    raw: dict[str, Any] | None
-    raw_text: str | None = None
-    """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates)."""
-    provider_id: str | None = None
-    cost: Decimal | None = None
-    """US dollars, at the prices of the day it was made."""
-    priced_by: str | None = None
-    digest: str
-    """The request's."""
-    output: OutputSpec | None = None
-    """What the answer was asked to be."""
-    keep: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, answer: RawAnswer, request: ModelRequest, keep: dict[str, Any] | None) -> ModelMemo:
-        is_storable = find_fault(answer.raw) is None
-        return cls(
-            model=request.model,
-            raw=answer.raw if is_storable else None,
-            raw_text=None if is_storable else json.dumps(answer.raw),
-            provider_id=answer.provider_id,
-            cost=answer.cost,
-            priced_by=answer.priced_by,
-            digest=request.digest(),
-            output=request.output,
-            keep=keep,
-        )
-
-    @property
-    def answer(self) -> RawAnswer:
-        provider, _, name = self.model.partition(":")
-        return RawAnswer(
-            provider=provider,
-            model=name,
-            raw=self.raw if self.raw is not None else json.loads(self.raw_text or "{}"),
-            provider_id=self.provider_id,
-            cost=self.cost,
-            priced_by=self.priced_by,
-        )
-
-
-_MEMO: Codec[ModelMemo] = codec_for(ModelMemo)
+# ------------------------------------------------------------------------------------------------- the step
 
 
 @dataclass(frozen=True)
@@ -230,11 +150,6 @@ class Asked:
     key: str
     memo: ModelMemo
     is_new: bool
-
-
-def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> ModelResponse:
-    """The response in a memo. Raises `OutputInvalid`. `models` are those that may have given it."""
-    return read_answer(_reader(memo, models), memo.answer, spec=memo.output, output=output)
 
 
 def check_unchanged(step: Step, asked: Asked, question: Question) -> None:
@@ -251,29 +166,7 @@ def check_unchanged(step: Step, asked: Asked, question: Question) -> None:
     logger.warning("run %s: %s; the stored answer is used", runner.run_id, told)
 
 
-def _reader(memo: ModelMemo, models: Sequence[ModelLike]) -> Model:
-    """A model of the provider that gave the answer; of it only the pure `parse` is used."""
-    provider = memo.model.partition(":")[0]
-    for candidate in models:
-        if isinstance(candidate, str) and candidate.partition(":")[0] != provider:
-            continue
-        model = resolve_model(candidate)
-        if model.provider == provider:
-            return model
-    return FunctionModel(_gone) if provider == FunctionModel.provider else resolve_model(memo.model)
-
-
-async def _gone(request: ModelRequest) -> NoReturn:
-    raise ConfigurationError(f"the function that was the model {request.model!r} is gone")
-
-
-def name_of(model: ModelLike) -> str:
-    if isinstance(model, str):
-        return model
-    return model_ref(model) if isinstance(model, Model) else f"function:{getattr(model, '__name__', 'model')}"
-
-
-# ------------------------------------------------------------------------------------------------- the step
+_MEMO: Codec[ModelMemo] = codec_for(ModelMemo)
 
 
 def ask_model(
@@ -332,6 +225,8 @@ class _Asking:
         self._agent = agent
         self._stream = stream
         self._on_delta = on_delta
+        self._row: ModelCall | None = None
+        """The end of the request made last, not written yet."""
 
     async def ask(self, models: Sequence[Model]) -> ModelMemo:
         """The first answer that one of the models gives; the next one is asked only when nothing was billed."""
@@ -353,9 +248,6 @@ class _Asking:
         if self._attempt.number == 0 and self._attempt.open_call is None:
             return []
         return await self._attempt.list_own_model_calls()
-
-    _row: ModelCall | None = None
-    """The end of the request made last, not written yet."""
 
     async def _ask_one(self, model: Model, number: int, unended: Sequence[ModelCall]) -> ModelMemo:
         question = self._question

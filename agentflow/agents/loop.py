@@ -21,7 +21,8 @@ from agentflow.agents.subagents import AgentTool, Delegated
 from agentflow.agents.surroundings import Surroundings
 from agentflow.codec import Codec, codec_for
 from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
-from agentflow.inference import Asked, DeltaListener, Question, ask_model, check_unchanged, name_of, read_memo
+from agentflow.inference import Asked, DeltaListener, ask_model, check_unchanged
+from agentflow.models.memo import Question, name_of, read_memo
 from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
 from agentflow.models.output import FINAL_ANSWER, ask_again
 from agentflow.models.protocol import Model, model_ref
