@@ -23,7 +23,9 @@ async def measure(folder: Path, *, quick: bool) -> None:
     full = raw.insert_and_commit(folder, rows=steps)
     step = await workloads.sequence(_url(folder, "sequence"), steps=steps)
     print(f"raw: one INSERT + COMMIT, synchronous=FULL      {full * 1e6:9.0f} µs")
-    print(f"agentflow: one step in a run of {steps:<5}           {step * 1e6:9.0f} µs   {step / full:5.2f} x raw")
+    print(
+        f"agentflow: one step in a run of {steps:<5}           {step * 1e6:9.0f} µs   {step / full:5.2f} x raw"
+    )
 
     bulk = raw.bulk_insert(folder, rows=50_000)
     many = await workloads.throughput(_url(folder, "throughput"), runs=100 if quick else 500, steps=10)
@@ -37,7 +39,9 @@ async def measure(folder: Path, *, quick: bool) -> None:
     few, most = (100, 1000) if quick else (1000, 10_000)
     grown, wake50, wake99 = await workloads.parked(_url(folder, "parked"), few=few, many=most)
     print(f"agentflow: {most} parked runs over {few}: growth   {grown:9.1f} MB")
-    print(f"agentflow: signal to result of a parked run p50 {wake50 * 1e3:9.2f} ms   p99 {wake99 * 1e3:.2f} ms")
+    print(
+        f"agentflow: signal to result of a parked run p50 {wake50 * 1e3:9.2f} ms   p99 {wake99 * 1e3:.2f} ms"
+    )
 
 
 def _url(folder: Path, name: str) -> str:

@@ -14,14 +14,20 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from agentflow.engine.tasks import Branch, TaskState, blocker_of, has_local_timer, place_of, state_of
+from agentflow.engine.tasks import (
+    CALM_TURNS,
+    Branch,
+    TaskState,
+    blocker_of,
+    has_local_timer,
+    place_of,
+    state_of,
+)
 
 T = TypeVar("T")
 
 logger = logging.getLogger("agentflow.engine")
 
-CALM_TURNS = 2
-"""Turns of the loop without a ready task. One is too few: under gather a task is ready only a turn after its child."""
 FIRST_LOOK = 0.005
 LONGEST_LOOK = 1.0
 WARN_AFTER = 5.0

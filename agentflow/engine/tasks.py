@@ -133,6 +133,9 @@ class TaskState(Enum):
     """It is blocked on something else: a socket, a thread, `asyncio.sleep`."""
 
 
+CALM_TURNS = 2
+"""Turns of the loop without a ready task. One is too few: under gather a task is ready only a turn after its child."""
+
 _ASYNCIO = os.path.dirname(asyncio.__file__)
 _LOCAL_LOCKS = frozenset(os.path.join(_ASYNCIO, name) for name in ("locks.py", "queues.py", "taskgroups.py"))
 _TASKS = os.path.join(_ASYNCIO, "tasks.py")

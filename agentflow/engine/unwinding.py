@@ -8,7 +8,7 @@ from asyncio import Future
 from collections.abc import Callable
 from typing import Any
 
-from agentflow.engine.tasks import Branch, TaskState, state_of
+from agentflow.engine.tasks import CALM_TURNS, Branch, TaskState, state_of
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -39,19 +39,24 @@ async def unwind(
         if not future.done():
             future.set_exception(reason())
     cancel_bodies()
-    for _ in range(4):
-        if not branches:
-            return
-        await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + LONGEST_UNWINDING
+    calm = 0
     while branches and loop.time() < give_up_at:
-        for task in _tasks(branches):
-            # What waits for its siblings only will wait for ever; clean-up that talks to a network is left to end.
-            if state_of(task, futures) is TaskState.WAITS:
+        tasks = _tasks(branches)
+        states = {state_of(task, futures) for task in tasks}
+        calm = 0 if TaskState.READY in states else calm + 1
+        if calm < CALM_TURNS:
+            await asyncio.sleep(0)
+        elif TaskState.BUSY in states:
+            # Clean-up that talks to a network is left to end; who waits for it is left to wait.
+            await asyncio.wait(tasks, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            # They wait for each other, and for nobody else: for ever.
+            for task in tasks:
                 task.cancel()
-        await asyncio.wait(_tasks(branches), timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.sleep(0)
+            calm = 0
+            await asyncio.sleep(0)
     for _ in range(MOST_SWALLOWED):
         if not branches:
             return

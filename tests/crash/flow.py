@@ -29,9 +29,7 @@ def make_app(database_url: str, log: str) -> App:
     @app.function
     async def count(ctx: Context[dict[str, float]], step: Step) -> list[int]:
         """Steps in sequence, then some in parallel, then a nap."""
-        done = [
-            await step.run(f"step-{n}", work, ctx.data["seconds"]) for n in range(int(ctx.data["steps"]))
-        ]
+        done = [await step.run(f"step-{n}", work, ctx.data["seconds"]) for n in range(int(ctx.data["steps"]))]
         done += await asyncio.gather(
             *[step.run(f"parallel-{n}", work, ctx.data["seconds"]) for n in range(3)]
         )

@@ -41,7 +41,9 @@ async def test_a_killed_workers_run_is_finished_by_another_one(database_url: str
     assert len(result) == 24
     assert set(result) == {first.pid, second.pid}
     assert took_over_in < LEASE_SECONDS + 2
-    bodies = Counter(line.split()[0].partition(":")[2] for line in lines(log) if not line.startswith("started"))
+    bodies = Counter(
+        line.split()[0].partition(":")[2] for line in lines(log) if not line.startswith("started")
+    )
     assert all(bodies[key] == 1 for key in committed), "a committed step ran again"
     # Only what was in flight at the kill may have been done twice: one step in sequence, or three in parallel.
     assert sum(count - 1 for count in bodies.values()) <= 3

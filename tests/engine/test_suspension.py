@@ -40,7 +40,9 @@ async def test_a_run_that_waits_is_gone_from_memory(sqlite_url: str) -> None:
         assert await run.result(5) == "done"
 
 
-@pytest.mark.parametrize("shape", ["nested", "group", "lock", "queue", "event", "semaphore", "wait", "shielded"])
+@pytest.mark.parametrize(
+    "shape", ["nested", "group", "lock", "queue", "event", "semaphore", "wait", "shielded"]
+)
 async def test_every_way_of_waiting_is_seen_through(sqlite_url: str, shape: str) -> None:
     app, entered = App("t"), 0
 
@@ -99,7 +101,7 @@ async def test_every_way_of_waiting_is_seen_through(sqlite_url: str, shape: str)
 
         async def limited(n: int) -> Any:
             async with limit:
-                return await step.wait_for_signal("w", signal="go" if n == 0 else "go", timeout="1d") if n == 0 else n
+                return n or await step.wait_for_signal("w", signal="go", timeout="1d")
 
         return (await asyncio.gather(*[limited(n) for n in range(4)]))[0]
 
@@ -315,7 +317,7 @@ async def test_a_run_that_is_busy_elsewhere_stays_and_gets_its_timers_and_signal
 
     async with harness(app, database_url=database_url) as h:
         run = await h.start(f)
-        while not (await app.runs.get(run.id)).waiting:
+        while not (await app.runs.get(run.id)).waiting:  # noqa: ASYNC110  (the database tells it)
             await asyncio.sleep(0.01)
         assert await run.status() is RunStatus.RUNNING
         await h.signal("go", 1)
