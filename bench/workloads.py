@@ -71,7 +71,7 @@ async def start_to_result(database_url: str, *, rounds: int) -> tuple[float, flo
 
 
 async def parked(database_url: str, *, few: int, many: int) -> tuple[float, float, float]:
-    """Runs that wait for a signal: MB of growth from `few` to `many`, and seconds from a signal to the result (p50, p99)."""
+    """Runs that wait: MB of growth from `few` to `many`, and seconds from a signal to the result (p50, p99)."""
     app = App("bench", database_url=database_url)
 
     @app.function

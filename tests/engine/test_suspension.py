@@ -317,7 +317,7 @@ async def test_a_run_that_is_busy_elsewhere_stays_and_gets_its_timers_and_signal
 
     async with harness(app, database_url=database_url) as h:
         run = await h.start(f)
-        while not (await app.runs.get(run.id)).waiting:  # noqa: ASYNC110  (the database tells it)
+        while not (await app.runs.get(run.id)).waiting:
             await asyncio.sleep(0.01)
         assert await run.status() is RunStatus.RUNNING
         await h.signal("go", 1)
