@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=None, help="which random moments; another each time by default"
     )
-    parser.add_argument("--pause", type=float, default=0.4, help="seconds that each model and tool takes")
+    parser.add_argument("--pause", type=float, default=0.3, help="seconds that each model and tool takes")
     arguments = parser.parse_args(argv)
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"{arguments.kills} kills, seed {seed}", flush=True)

@@ -93,6 +93,7 @@ def serve(listener: socket.socket, *, reload: bool) -> None:
         log_level="info",
         access_log=False,
         log_config=None,
+        timeout_graceful_shutdown=STREAM_GRACE_SECONDS,
     )
     server = uvicorn.Server(config)
     if reload:

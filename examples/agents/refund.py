@@ -26,7 +26,7 @@ from agentflow import Agent, App, Approve, Message, ModelRequest, ToolCall, Tool
 
 FOLDER = Path(".agentflow")
 LEDGER = FOLDER / "refunds.jsonl"
-PAUSE_SECONDS = float(os.environ.get("AGENTFLOW_DEMO_PAUSE", "0.4"))
+PAUSE_SECONDS = float(os.environ.get("AGENTFLOW_DEMO_PAUSE", "0.3"))
 """How long each model and tool takes, so that one can watch, or kill the process in the middle."""
 
 app = App("refunds", database_url=f"sqlite:///{FOLDER}/demo.db")

@@ -270,3 +270,21 @@ def test_a_model_that_nobody_knows_is_said(empty_folder: Path, shell: Shell) -> 
     assert refused.returncode == 1
     assert "no provider 'nosuch' is known" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_said(empty_folder: Path, shell: Shell) -> None:
+    (empty_folder / ".agentflow").write_text("a file is in the way")
+    refused = shell("demo")
+    assert refused.returncode == 1
+    assert "cannot be written here" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_two_demos_in_one_folder_are_one(empty_folder: Path) -> None:
+    command = [sys.executable, "-P", "-m", "agentflow", "demo", "--auto", "approve"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=SECONDS)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    endings = [text.splitlines()[-3:] for text in told]
+    assert endings[0] == endings[1] == [f"answer: {APPROVED}", "model calls: 5", "refunds: 1"]
+    assert len(ledger(empty_folder)) == 1

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agentflow.cli.exits import run_async
+from agentflow.cli.exits import Stop, run_async
 
 INTERRUPTED = 130
 """What shells expect of a process that Ctrl-C has ended."""
@@ -34,7 +34,12 @@ def demo(
     from agentflow.cli.demo.files import DemoFiles
 
     files = DemoFiles.here()
-    files.prepare()
+    try:
+        files.prepare()
+    except OSError as error:
+        raise Stop(
+            f"the demo keeps everything in {files.folder}/, which cannot be written here: {error}"
+        ) from error
     if fast:
         os.environ["AGENTFLOW_DEMO_PAUSE"] = "0.02"
     os.environ["AGENTFLOW_SCRIPTED_GENERATIONS"] = str(files.generations)
