@@ -152,7 +152,7 @@ class Worker:
         await self._end_loops()
         for runner, _ in self._runners.values():
             runner.lose("the worker crashed")
-        self._store.abandon_worker(self.id)
+        await self._store.abandon_worker(self.id)
         await self._wait_for_runners(HAND_OVER_SECONDS)
         await self._end()
 

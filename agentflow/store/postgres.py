@@ -44,6 +44,7 @@ _RENEW = f"""
     UPDATE agentflow_worker SET lease_until = {_NOW} + $3
     WHERE id = $1 AND epoch = $2 AND reaped_at IS NULL AND lease_until > {_NOW} RETURNING id
 """
+_EXPIRE = f"UPDATE agentflow_worker SET lease_until = {_NOW} WHERE id = $1"
 # A plain UPDATE would not wait for the fence of a batch, which holds KEY SHARE; FOR UPDATE does, and skips the row.
 _REAP = f"""
     WITH dead AS (
@@ -154,8 +155,9 @@ class PostgresStore:
         await self._transact(RetireWorker(worker_id, now=await self.database_now()))
         self._forget(worker_id)
 
-    def abandon_worker(self, worker_id: str) -> None:
+    async def abandon_worker(self, worker_id: str) -> None:
         self._forget(worker_id)
+        await self._on_connection(lambda connection: connection.execute(_EXPIRE, worker_id))
 
     def heartbeat(self) -> PostgresHeartbeat:
         return PostgresHeartbeat(self._dsn)

@@ -695,8 +695,9 @@ class Store(Protocol):
         """The worker ends in good order: what it still owns is released at once."""
         ...
 
-    def abandon_worker(self, worker_id: str) -> None:
-        """Drop the worker's file lock without a word to the database, as a killed process would (for tests)."""
+    async def abandon_worker(self, worker_id: str) -> None:
+        """Let the worker look dead at once, with all it owns (for tests): on SQLite its file lock is dropped, as the
+        end of its process does it; on PostgreSQL its lease is over, as time does it."""
         ...
 
     def heartbeat(self) -> Heartbeat:

@@ -119,7 +119,7 @@ class SqliteStore:
         self._locks.drop(worker_id)
         self._locks.remove(worker_id)
 
-    def abandon_worker(self, worker_id: str) -> None:
+    async def abandon_worker(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
         self._suspects.pop(worker_id, None)
         self._locks.drop(worker_id)

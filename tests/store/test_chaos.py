@@ -94,7 +94,7 @@ async def test_every_run_ends_once_with_every_step(ready_url: str, seed: int) ->
             n = dice.randrange(2)
             if dice.random() < 0.4:
                 gone, worlds[n] = worlds[n], await with_worker(stores[n])
-                stores[n].abandon_worker(gone.worker)
+                await stores[n].abandon_worker(gone.worker)
                 await _expire(stores[n], gone.worker)
             elif ready_url.startswith("postgres"):
                 await _cut(ready_url, dice)

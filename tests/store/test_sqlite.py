@@ -162,7 +162,7 @@ async def test_a_store_in_the_same_process_sees_the_lock_of_a_live_worker(
     try:
         key = await world.start()
         assert await other.reap(now=2_000) == []
-        world.store.abandon_worker(world.worker)
+        await world.store.abandon_worker(world.worker)
         assert await other.reap(now=2_000) == [key.run_id]
     finally:
         await other.close()
@@ -312,5 +312,5 @@ async def test_the_claim_s_query_walks_its_index(world: World) -> None:
 
 async def test_an_abandoned_worker_s_queued_writes_are_fenced(world: World) -> None:
     key = await world.start()
-    world.store.abandon_worker(world.worker)
+    await world.store.abandon_worker(world.worker)
     assert isinstance(await world.step(key), Fenced)

@@ -83,7 +83,7 @@ async def test_an_expired_lease_fences_before_anybody_reaps(world: World) -> Non
 async def test_a_committed_step_resets_the_count_of_crashes(world: World) -> None:
     dying = await world.other_worker()
     key = await dying.start()
-    world.store.abandon_worker(dying.worker)
+    await world.store.abandon_worker(dying.worker)
     await _reap_until_taken(world, key.run_id)
     claimed = await world.claim_one()
     assert claimed.crash_count == 1

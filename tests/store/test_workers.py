@@ -84,7 +84,7 @@ async def test_a_dead_worker_is_fenced_and_its_runs_are_taken_over(world: World)
     await dying.step(key, "a", 1)
     await dying.wait(key, a_wait())
     mine = await world.start()
-    world.store.abandon_worker(dying.worker)
+    await world.store.abandon_worker(dying.worker)
     await expire_leases(world.store, keep=world.worker)
     assert await world.store.reap(now=1_900) == [key.run_id]
     assert Hint(HintKind.READY) in world.hints
@@ -116,7 +116,7 @@ async def test_a_cancel_asked_of_a_dead_worker_s_run_comes_with_the_claim(world:
     dying = await world.other_worker()
     key = await dying.start()
     await world.submit(CancelRun(key.run_id, "stop", 1_800))
-    world.store.abandon_worker(dying.worker)
+    await world.store.abandon_worker(dying.worker)
     await expire_leases(world.store, keep=world.worker)
     await world.store.reap(now=1_900)
     claimed = await world.claim_one()
