@@ -8,7 +8,7 @@ import pytest
 
 from agentflow import RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunFailed
-from agentflow.testing import ScriptedModel, harness
+from agentflow.testing import ScriptedModel, fake_provider, harness
 from tests.docs.pages import load
 
 
@@ -167,3 +167,27 @@ async def test_sub_runs_are_runs_of_their_own() -> None:
         assert await failing.result(5) == "failed: an empty chapter"
         child = await (await h.start(page.fire_and_forget, "four")).result(5)
         assert await page.app.runs.handle(child).result(5) == "FOUR"
+
+
+async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_provider(["A durable answer.", {"topic": "refund", "urgent": True}]) as provider:
+        monkeypatch.setenv("LLAMA_URL", f"{provider.base_url}/v1")
+        page = load("how-to/models-and-providers.md")
+        async with harness(page.app) as h:
+            assert await (await h.start(page.helper, "Hello?")).result(20) == "A durable answer."
+            label = await (await h.start(page.classify, "Where is my money?")).result(20)
+            assert label == page.Label(topic="refund", urgent=True)
+            assert await (await h.start(page.careful, "The weather?")).result(5) == "It is sunny."
+        assert provider.generations == 2
+
+
+async def test_the_app_of_the_deployment_page_works_on_postgresql(
+    postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTFLOW_DATABASE_URL", postgres_url)
+    page = load("how-to/deploy-with-postgresql.md")
+    await page.app.migrate()
+    await page.main()
+    assert capsys.readouterr().out == "A-1\n"
