@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+SHORTEST_ID = 17
+"""`run_` and the millisecond: what is shorter belongs to more than one run soon."""
 STATUS_STYLES = {
     "completed": "green",
     "approved": "green",
@@ -62,10 +64,11 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, column in enumerate(columns):
-        # The first column is what the next command needs: it is never cut.
-        table.add_column(column, no_wrap=position == 0, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    widths = [max(map(len, cells)) for cells in zip(*found, strict=True)]
+    for column, width in zip(columns, widths, strict=True):
+        # Where there is too little room, the one that takes most of it is folded, and none is cut.
+        table.add_column(column, no_wrap=width < max(widths), overflow="fold")
     for row in found:
         table.add_row(*(Text(cell, style=STATUS_STYLES.get(cell, "")) for cell in row))
     console().print(table)
@@ -93,6 +96,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def shortened(ids: Sequence[str]) -> list[str]:
+    """Ids as far as a person has to type them, on a terminal; whole elsewhere."""
+    if not is_terminal():
+        return list(ids)
+    length = next(
+        (length for length in range(SHORTEST_ID, max(map(len, ids), default=0)) if _tells_apart(ids, length)),
+        None,
+    )
+    return [id[:length] for id in ids]
+
+
+def _tells_apart(ids: Sequence[str], length: int) -> bool:
+    return len({id[:length] for id in ids}) == len(set(ids))
+
+
 def as_text(value: Any) -> str:
     """A cell: nothing in it can move the cursor, hide, or pass for something else."""
     match value:
@@ -101,13 +119,21 @@ def as_text(value: Any) -> str:
         case str():
             return visible(value)
         case datetime():
-            return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            return _local(value)
         case timedelta():
             return duration(value.total_seconds())
         case Decimal() | int() | float():
             return str(value)
         case _:
             return visible(one_line(value))
+
+
+def _local(instant: datetime) -> str:
+    """In the reader's own time; on a terminal without the date where that is today's."""
+    local = instant.astimezone()
+    if is_terminal() and local.date() == datetime.now().astimezone().date():
+        return local.strftime("%H:%M:%S")
+    return local.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def one_line(value: Any) -> str:

@@ -37,7 +37,7 @@ def list_runs(
     """Runs, the newest first."""
     from agentflow.cli.data import read_since
     from agentflow.cli.opened import ANYBODY, opened
-    from agentflow.cli.output import say, show_json, show_table
+    from agentflow.cli.output import say, shortened, show_json, show_table
     from agentflow.clock import from_datetime
     from agentflow.runs import RunStatus
 
@@ -63,8 +63,8 @@ def list_runs(
         show_table(
             ("id", "function", "status", "created", "took", "waits for"),
             [
-                (run.id, run.function, run.status, run.created_at, _took(run), waits_for(run))
-                for run in page.data
+                (id, run.function, run.status, run.created_at, _took(run), waits_for(run))
+                for id, run in zip(shortened([run.id for run in page.data]), page.data, strict=True)
             ],
             empty="no runs",
         )

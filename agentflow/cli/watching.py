@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 0.15
 BAR_WIDTH = 32
+WIDE = 100
 OFFLINE = "scripted"
 """The provider that costs nothing, and so has no price either."""
 MARKS = {
@@ -61,14 +62,17 @@ async def _watch_live(app: App, run_id: str) -> None:
             progress = await read_progress(app, run_id)
             is_over = progress.run.status.is_final
             room = None if is_over else live.console.height - 6
-            live.update(waterfall(progress, datetime.now(UTC), room=room), refresh=True)
+            drawn = waterfall(progress, datetime.now(UTC), room=room, width=live.console.width)
+            live.update(drawn, refresh=True)
             if is_over:
                 return
             await asyncio.sleep(FRAME_SECONDS)
 
 
-def waterfall(progress: Progress, now: datetime, *, room: int | None = None) -> RenderableType:
-    """The steps over time; with `room` only the last ones that fit."""
+def waterfall(
+    progress: Progress, now: datetime, *, room: int | None = None, width: int = WIDE
+) -> RenderableType:
+    """The steps over time; with `room` only the last ones that fit. What models used is left out where it is narrow."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -78,16 +82,19 @@ def waterfall(progress: Progress, now: datetime, *, room: int | None = None) -> 
     shown = progress.lines if room is None else progress.lines[-max(1, room) :]
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column(no_wrap=True, width=BAR_WIDTH)
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column(no_wrap=True, justify="right")
+    bar_width = min(BAR_WIDTH, width // 4)
+    table.add_column(no_wrap=True, width=bar_width)
+    table.add_column(no_wrap=True, width=11, justify="right")
+    if width >= WIDE:
+        table.add_column(no_wrap=True, width=30, justify="right")
     for line in shown:
-        table.add_row(
+        cells = [
             Text("  " * line.depth).append_text(mark(line)).append(f" {visible(line.key)}"),
-            Text(bar(line, begin, end, now), style=STATUS_STYLES.get(line.status, "")),
-            duration(line.seconds(now)),
+            Text(bar(line, begin, end, now, width=bar_width), style=STATUS_STYLES.get(line.status, "")),
+            Text(duration(line.seconds(now))),
             Text(tokens_and_cost(line), style="dim"),
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     hidden = len(progress.lines) - len(shown)
     parts: list[RenderableType] = [_head(run, now)]
     if hidden:
@@ -97,14 +104,14 @@ def waterfall(progress: Progress, now: datetime, *, room: int | None = None) -> 
     return Group(*parts)
 
 
-def bar(line: Line, begin: datetime, end: datetime, now: datetime) -> str:
+def bar(line: Line, begin: datetime, end: datetime, now: datetime, *, width: int = BAR_WIDTH) -> str:
     """Where in the run's time the step lay."""
     if line.started_at is None:
         return ""
     whole = max((end - begin).total_seconds(), 1e-6)
-    first = min(int((line.started_at - begin).total_seconds() / whole * BAR_WIDTH), BAR_WIDTH - 1)
-    length = max(1, round(line.seconds(now) / whole * BAR_WIDTH))
-    return " " * max(0, first) + "━" * min(length, BAR_WIDTH - max(0, first))
+    first = max(0, min(int((line.started_at - begin).total_seconds() / whole * width), width - 1))
+    length = max(1, round(line.seconds(now) / whole * width))
+    return " " * first + "━" * min(length, width - first)
 
 
 def mark(line: Line) -> Text:

@@ -95,7 +95,7 @@ class Project:
         async def until_quiet() -> None:
             app = self.app
             async with app.running(), asyncio.timeout(20):
-                while (await app.runs.list(status=["queued", "running"])).data:  # noqa: ASYNC110 (the database knows)
+                while (await app.runs.list(status=["queued", "running"])).data:
                     await asyncio.sleep(0.01)
 
         asyncio.run(until_quiet())

@@ -50,7 +50,7 @@ def test_a_server_that_is_not_there_is_said_without_the_password(
     for arguments in (("runs", "list"), ("db", "upgrade"), ("db", "current")):
         refused = shell(*arguments)
         assert refused.returncode == 1
-        assert "database cannot be used" in refused.stderr
+        assert "Connect call failed" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert "secret" not in refused.stderr
 

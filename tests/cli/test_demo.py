@@ -288,3 +288,14 @@ def test_two_demos_in_one_folder_are_one(empty_folder: Path) -> None:
     endings = [text.splitlines()[-3:] for text in told]
     assert endings[0] == endings[1] == [f"answer: {APPROVED}", "model calls: 5", "refunds: 1"]
     assert len(ledger(empty_folder)) == 1
+
+
+def test_the_example_runs_by_itself(empty_folder: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "agents" / "refund.py"
+    environment = {**os.environ, "AGENTFLOW_DEMO_PAUSE": "0.02"}
+    done = subprocess.run(
+        [sys.executable, example], capture_output=True, text=True, timeout=SECONDS, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == APPROVED
+    assert len(ledger(empty_folder)) == 1

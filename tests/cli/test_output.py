@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 
+from agentflow.cli import output
 from agentflow.cli.approvals import typed_like
-from agentflow.cli.output import as_text, duration, money, show_table, visible
+from agentflow.cli.output import as_text, duration, money, shortened, show_table, visible
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,19 @@ def test_times_are_the_readers_own() -> None:
 )
 def test_what_is_typed_is_of_the_kind_it_replaces(value: object, text: str, meant: object) -> None:
     assert typed_like(value, text) == meant
+
+
+def test_on_a_terminal_ids_are_as_long_as_a_person_has_to_type_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ["run_01a2043e-dc44-7769-b389-d1406b1e0549", "run_01a2043e-dc44-7770-b389-d1406b1e0549"]
+    assert shortened(ids) == ids
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    assert shortened(ids[:1]) == ["run_01a2043e-dc44"]
+    assert shortened(ids) == ["run_01a2043e-dc44-776", "run_01a2043e-dc44-777"]
+    assert shortened([]) == []
+
+
+def test_on_a_terminal_the_date_of_today_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    now = datetime.now(UTC)
+    assert as_text(now) in now.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    assert as_text(datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)).startswith("2020-01-0")
