@@ -64,8 +64,8 @@ class Edit(BaseModel):
     kind: Literal["edit"] = "edit"
     args: dict[str, Any]
 
-    def __init__(self, args: Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(args=dict(args), **kwargs)
+    def __init__(self, args: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
+        super().__init__(**({} if args is None else {"args": dict(args)}), **fields)
 
 
 class Deny(BaseModel):
@@ -75,8 +75,8 @@ class Deny(BaseModel):
     kind: Literal["deny"] = "deny"
     message: str | None = None
 
-    def __init__(self, message: str | None = None, **kwargs: Any) -> None:
-        super().__init__(message=message, **kwargs)
+    def __init__(self, message: str | None = None, /, **fields: Any) -> None:
+        super().__init__(**({} if message is None else {"message": message}), **fields)
 
 
 class Respond(BaseModel):
@@ -86,8 +86,8 @@ class Respond(BaseModel):
     kind: Literal["respond"] = "respond"
     value: Any
 
-    def __init__(self, value: Any, **kwargs: Any) -> None:
-        super().__init__(value=value, **kwargs)
+    def __init__(self, *value: Any, **fields: Any) -> None:
+        super().__init__(**dict(zip(("value",), value, strict=True) if value else ()), **fields)
 
 
 DecisionInput = Approve | Edit | Deny | Respond

@@ -17,6 +17,7 @@ from agentflow.clock import Clock, from_datetime
 from agentflow.codec import PLAIN
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import (
+    AgentflowError,
     AlreadyDecided,
     ApprovalExpired,
     DigestMismatch,
@@ -307,12 +308,33 @@ class Approvals:
         who = Principal(id=by) if isinstance(by, str) else by
         if not who.id:
             raise InvalidInput("a decision needs to say who decided: by= is empty")
+        if isinstance(decision, Edit):
+            await self._check_edit(approval_id, decision)
         now = self._client.clock.now()
         answer = await self._client.store.submit(
             Decide(new_id("dec", now), approval_id, decision, who.id, who.roles, args_digest, comment, now)
         )
         assert isinstance(answer, Decided)
         return _taken(answer, approval_id, decision, who)
+
+    async def _check_edit(self, approval_id: str, edit: Edit) -> None:
+        """Refuse arguments that the tool would not take, where this process knows the tool; the run checks again."""
+        request = await self.get(approval_id)
+        checks = [
+            function.checks_of_tools[request.tool]
+            for function in self._client.registry
+            if request.tool is not None and request.tool in function.checks_of_tools
+        ]
+        refusals = []
+        for check in checks:
+            try:
+                check(edit.args)
+            except AgentflowError as error:
+                refusals.append(error)
+        if refusals and len(refusals) == len(checks):
+            raise InvalidInput(
+                f"approval {approval_id}: {request.tool!r} would refuse the edit: {refusals[0]}"
+            )
 
 
 class Functions:

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
@@ -78,6 +78,8 @@ class Function(Generic[T, R]):
         self.is_agent = is_agent
         self.related = related
         """What has to be registered with it: the functions it invokes by itself."""
+        self.checks_of_tools: Mapping[str, Callable[[dict[str, Any]], object]] = {}
+        """For an agent, by tool: what raises an `AgentflowError` for arguments that the tool would not take."""
 
     def __call__(self, ctx: Context[T], step: Any) -> Awaitable[R]:
         return cast("Awaitable[R]", self.handler(ctx, step))

@@ -227,6 +227,7 @@ class AgentFunction(Function[AgentInput, Any]):
             is_agent=True,
             related=tuple(agent.related),
         )
+        self.checks_of_tools = {tool.name: tool.validate for tool in agent.tools}
 
 
 def check_thread(thread: str | None) -> None:

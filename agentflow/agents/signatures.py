@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from agentflow.agents.docstrings import Told, read_docstring
-from agentflow.errors import ConfigurationError
+from agentflow.errors import ConfigurationError, InvalidInput
 
 
-class ArgumentsInvalid(Exception):
+class ArgumentsInvalid(InvalidInput):
     """A model's arguments do not fit the tool; the text is for the model."""
 
 

@@ -34,8 +34,8 @@ class AgentInput(BaseModel):
 
     if not TYPE_CHECKING:  # AgentInput("text") is how people write it
 
-        def __init__(self, prompt: str, thread: str | None = None, **fields: Any) -> None:
-            super().__init__(prompt=prompt, thread=thread, **fields)
+        def __init__(self, prompt: str | None = None, /, **fields: Any) -> None:
+            super().__init__(**({} if prompt is None else {"prompt": prompt}), **fields)
 
     @model_validator(mode="before")
     @classmethod

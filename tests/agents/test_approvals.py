@@ -23,7 +23,7 @@ from agentflow import (
     Step,
     tool,
 )
-from agentflow.errors import RunFailed
+from agentflow.errors import InvalidInput, RunFailed
 from agentflow.runs import RunStatus
 from agentflow.testing import Harness, ScriptedModel, harness
 from tests.agents.support import call, results_in, steps_of
@@ -98,10 +98,24 @@ async def test_edited_arguments_are_what_runs(sqlite_url: str) -> None:
     assert desk.told[0] == "paid 5.50"
 
 
-async def test_edited_arguments_that_do_not_validate_do_not_run(sqlite_url: str) -> None:
+async def test_an_edit_that_the_tool_would_refuse_is_refused_and_the_question_stays(sqlite_url: str) -> None:
     desk = Desk()
     async with desk.asking(sqlite_url) as (_, run, request):
-        await desk.app.approvals.decide(request.id, Edit({"order_id": "7", "amount": "much"}), by="ana")
+        with pytest.raises(InvalidInput, match=r"'refund' would refuse the edit.*amount"):
+            await desk.app.approvals.decide(request.id, Edit({"order_id": "7", "amount": "much"}), by="ana")
+        assert (await desk.app.approvals.get(request.id)).status == "pending"
+        await desk.app.approvals.decide(request.id, Approve(), by="ana")
+        assert await run.result(5) == "done"
+    assert desk.refunds == [("7", Decimal(12))]
+
+
+async def test_an_invalid_edit_taken_where_the_tool_is_not_known_does_not_run(sqlite_url: str) -> None:
+    desk = Desk()
+    async with desk.asking(sqlite_url) as (h, run, request):
+        elsewhere = App("elsewhere", database_url=h.app.client.settings.database_url)
+        async with elsewhere:
+            edit = Edit({"order_id": "7", "amount": "much"})
+            await elsewhere.approvals.decide(request.id, edit, by="ana")
         assert await run.result(5) == "done"
     assert desk.refunds == []
     assert "amount" in desk.told[0]

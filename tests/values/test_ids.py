@@ -6,13 +6,13 @@ import uuid
 import pytest
 
 from agentflow.errors import InvalidInput
-from agentflow.ids import IdSource, is_generated_id, new_id, validate_id
+from agentflow.ids import IdSource, is_generated_id, validate_id
 
 NOW = 1_760_000_000_000_000
 
 
 def test_an_id_is_a_uuid7_of_its_time_behind_a_prefix() -> None:
-    prefix, _, text = new_id("run", NOW).partition("_")
+    prefix, _, text = IdSource().new_id("run", NOW).partition("_")
     parsed = uuid.UUID(text)
     assert prefix == "run"
     assert parsed.version == 7
@@ -61,7 +61,7 @@ def test_threads_do_not_get_the_same_id() -> None:
 
 
 def test_a_generated_id_is_recognised_by_prefix_and_form() -> None:
-    made = new_id("run", NOW)
+    made = IdSource().new_id("run", NOW)
     assert is_generated_id(made, "run")
     assert not is_generated_id(made, "evt")
     assert not is_generated_id(made + "\n", "run")
