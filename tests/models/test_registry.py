@@ -101,7 +101,7 @@ def test_a_price_is_known_or_none_and_never_nothing() -> None:
 def test_importing_models_and_resolving_one_imports_no_sdk() -> None:
     code = (
         "import sys, agentflow.providers, agentflow.models.answers, agentflow.testing.scripted, "
-        "agentflow.testing.fake_provider, agentflow.testing.cassettes\n"
+        "agentflow.testing.provider_server, agentflow.testing.cassettes\n"
         "from agentflow.providers import resolve_model\n"
         "for ref in ('openai:a', 'openai-chat:a', 'anthropic:a', 'scripted:a'): resolve_model(ref)\n"
         "heavy = ('openai', 'anthropic', 'httpx2', 'sqlalchemy', 'vcr', 'pytest', 'genai_prices')\n"
