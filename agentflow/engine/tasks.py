@@ -8,10 +8,12 @@ the same ids never swap results, whichever is faster.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import Callable, Collection
 from enum import Enum
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType
 from typing import Any, Protocol, cast
 
 from agentflow.info import current_body
@@ -138,6 +140,7 @@ CALM_TURNS = 2
 
 _ASYNCIO = os.path.dirname(asyncio.__file__)
 _LOCAL_LOCKS = frozenset(os.path.join(_ASYNCIO, name) for name in ("locks.py", "queues.py", "taskgroups.py"))
+_STEPS_OF_GENERATORS = frozenset({"async_generator_asend", "async_generator_athrow"})
 _TASKS = os.path.join(_ASYNCIO, "tasks.py")
 
 
@@ -151,14 +154,13 @@ def state_of(task: Task[Any], engine: Collection[Future[Any]]) -> TaskState:
     children = getattr(blocker, "_children", None)
     if children is not None:  # gather
         return _state_of_group(children, engine)
-    innermost = _innermost(task)
-    if innermost is None:
+    code, frame = _innermost(task)
+    if code is None or frame is None:
         return TaskState.BUSY
-    filename = innermost.cr_code.co_filename
-    if filename in _LOCAL_LOCKS:
+    if code.co_filename in _LOCAL_LOCKS:
         return TaskState.WAITS
-    if filename == _TASKS and innermost.cr_code.co_name == "_wait":  # asyncio.wait
-        local = innermost.cr_frame.f_locals
+    if code.co_filename == _TASKS and code.co_name == "_wait":  # asyncio.wait
+        local = frame.f_locals
         if local.get("timeout") is None:
             return _state_of_group(local.get("fs", ()), engine)
     return TaskState.BUSY
@@ -194,12 +196,21 @@ def _state_of_group(futures: Collection[Future[Any]], engine: Collection[Future[
     return TaskState.WAITS if known else TaskState.BUSY
 
 
-def _innermost(task: Task[Any]) -> Any:
-    """The coroutine at the bottom of the chain of awaits; `None` when something else is there."""
-    inner: Any = task.get_coro()
-    while inner is not None and hasattr(inner, "cr_await"):
-        awaited = inner.cr_await
-        if awaited is None or not hasattr(awaited, "cr_await"):
-            return inner
-        inner = awaited
-    return None
+def _innermost(task: Task[Any]) -> tuple[CodeType | None, FrameType | None]:
+    """The code at the bottom of the chain of awaits, coroutines and async generators alike."""
+    current: Any = task.get_coro()
+    while True:
+        if isinstance(current, CoroutineType):
+            following, code, frame = current.cr_await, current.cr_code, current.cr_frame
+        elif isinstance(current, AsyncGeneratorType):
+            following, code, frame = current.ag_await, current.ag_code, current.ag_frame
+        else:
+            return None, None
+        if type(following).__name__ in _STEPS_OF_GENERATORS:
+            # What `async for` awaits does not name its generator, and yet holds on to it.
+            following = next(
+                (it for it in gc.get_referents(following) if isinstance(it, AsyncGeneratorType)), None
+            )
+        if not isinstance(following, CoroutineType | AsyncGeneratorType):
+            return code, frame
+        current = following

@@ -41,7 +41,7 @@ async def test_a_run_that_waits_is_gone_from_memory(sqlite_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", ["nested", "group", "lock", "queue", "event", "semaphore", "wait", "shielded"]
+    "shape", ["nested", "group", "lock", "queue", "event", "semaphore", "wait", "generator"]
 )
 async def test_every_way_of_waiting_is_seen_through(sqlite_url: str, shape: str) -> None:
     app, entered = App("t"), 0
@@ -113,11 +113,27 @@ async def test_every_way_of_waiting_is_seen_through(sqlite_url: str, shape: str)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return done.pop().result()
 
-    async def shielded(step: Step) -> Any:
-        task = asyncio.create_task(step.wait_for_signal("w", signal="go", timeout="1d"))
-        return await task
+    async def generator(step: Step) -> Any:
+        channel: asyncio.Queue[Any] = asyncio.Queue()
 
-    shapes = {fn.__name__: fn for fn in (nested, group, lock, queue, event, semaphore, wait, shielded)}
+        async def produce() -> None:
+            channel.put_nowait(await step.wait_for_signal("w", signal="go", timeout="1d"))
+
+        async def items() -> AsyncIterator[Any]:
+            while True:
+                yield await channel.get()
+
+        async def relayed() -> AsyncIterator[Any]:
+            async for item in items():
+                yield item
+
+        task = asyncio.create_task(produce())
+        async for item in relayed():
+            await task
+            return item
+        raise AssertionError("the generator has ended")
+
+    shapes = {fn.__name__: fn for fn in (nested, group, lock, queue, event, semaphore, wait, generator)}
 
     @app.function
     async def f(ctx: Context[None], step: Step) -> Any:
