@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from agentflow.cli import approvals, db, runs
@@ -53,4 +56,8 @@ cli.add_typer(db.commands, name="db")
 
 def main() -> None:
     """The entry point of the script `agentflow`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     cli()

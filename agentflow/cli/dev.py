@@ -1,4 +1,4 @@
-"""`agentflow dev`: worker, API and dashboard on this machine, started again when a file changes."""
+"""`agentflow dev`: worker and API on this machine, started again when a file changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dev(
         bool, typer.Option("--reload/--no-reload", help="Start again when a .py file changes.")
     ] = True,
 ) -> None:
-    """Worker, API and dashboard on 127.0.0.1, with reload."""
+    """Worker and API on 127.0.0.1, started again when a file changes."""
     if not is_loopback(host):
         usage(
             f"--host {host} would let everybody on the network start runs and decide approvals: `agentflow dev` asks "

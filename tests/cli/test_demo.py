@@ -299,3 +299,8 @@ def test_the_example_runs_by_itself(empty_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == APPROVED
     assert len(ledger(empty_folder)) == 1
+
+
+def test_a_terminal_that_knows_only_ascii_is_enough(shell: Shell) -> None:
+    done = shell("demo", "--auto", "deny", "--fast", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "refunds: 0"), done.stderr
