@@ -131,10 +131,10 @@ class App:
         """
         if callable(id):
             return self._register(id, None, (), FunctionConfig())
-        self._refuse_unknown(id, config)
 
         def register(fn: Any) -> Function[Any, Any]:
             name = id or kebab(fn.__name__)
+            _refuse_unknown(name, config)
             try:
                 settings = FunctionConfig(retries=retries, retry=retry, step_timeout=step_timeout)
             except ConfigurationError as error:
@@ -170,12 +170,6 @@ class App:
         )
         self._registry.add(function)
         return function
-
-    def _refuse_unknown(self, id: Any, config: dict[str, Any]) -> None:
-        for name in config:
-            if name in LATER:
-                raise ConfigurationError(f"function {id!r}: {name}= is not in this version yet")
-            raise ConfigurationError(f"function {id!r}: there is no setting {name!r}")
 
     # ------------------------------------------------------------------------------- opening and closing
 
@@ -404,6 +398,13 @@ async def _database_clock(store: Store) -> Clock:
     clock = OffsetClock()
     clock.sync(await store.database_now())
     return clock
+
+
+def _refuse_unknown(function: str, config: dict[str, Any]) -> None:
+    for name in config:
+        if name in LATER:
+            raise ConfigurationError(f"function {function!r}: {name}= is not in this version yet")
+        raise ConfigurationError(f"function {function!r}: there is no setting {name!r}")
 
 
 def _triggers(name: str, on: Trigger | Sequence[Trigger] | None) -> tuple[EventTrigger, ...]:

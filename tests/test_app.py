@@ -1,0 +1,116 @@
+"""What is put together wrongly is said when it is put together, with the function's name and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentflow import App, Context, Step, cron, on_event
+from agentflow.app import LATER
+from agentflow.errors import ConfigurationError, NotFound
+
+
+async def plain(ctx: Context[int], step: Step) -> int:
+    return ctx.data
+
+
+def test_a_function_stays_callable_and_gets_its_id_from_its_name() -> None:
+    app = App("t")
+
+    @app.function
+    async def handle_ticket(ctx: Context[int], step: Step) -> int:
+        return ctx + 1  # type: ignore[operator,no-any-return]
+
+    assert handle_ticket.id == "handle-ticket"
+    coroutine: Any = handle_ticket(1, None)  # type: ignore[arg-type]
+    with pytest.raises(StopIteration) as returned:
+        coroutine.send(None)
+    assert returned.value.value == 2
+
+
+def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
+    app = App("t")
+    app.function("f")(plain)
+    with pytest.raises(
+        ConfigurationError, match=r"'f' is registered twice .*plain.*give one of them another id"
+    ):
+        app.function("f")(plain)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"retries": 21}, "function 'f': retries=21"),
+        ({"retries": -1}, "function 'f': retries=-1"),
+        ({"retry": "often"}, "function 'f': retry='often'"),
+        ({"on": ""}, "function 'f': on='' names no event"),
+        ({"on": ["e"] * 11}, "function 'f' has 11 triggers"),
+        ({"on": [3]}, "function 'f': on=3 is no trigger"),
+        ({"on": on_event("e", if_="event.data.x > 1")}, "function 'f': if_= is not in this version"),
+        ({"on": cron("0 9 * * *")}, "function 'f': cron triggers are not in this version"),
+        ({"retrys": 1}, "function 'f': there is no setting 'retrys'"),
+        *[({name: 1}, f"function 'f': {name}= is not in this version") for name in LATER],
+    ],
+)
+def test_a_bad_setting_is_refused_with_the_functions_name(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        App("t").function("f", **config)(plain)
+    assert str(refused.value).startswith(message)
+
+
+def test_a_function_that_is_not_async_or_takes_other_arguments_is_refused() -> None:
+    def sync(ctx: Context[int], step: Step) -> int:
+        return 1
+
+    async def short(ctx: Context[int]) -> int:
+        return 1
+
+    with pytest.raises(ConfigurationError, match="is not async"):
+        App("t").function(sync)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="takes 1 argument"):
+        App("t").function(short)  # type: ignore[arg-type]
+
+
+def test_an_app_that_is_not_open_says_how_to_open_it() -> None:
+    with pytest.raises(ConfigurationError, match="async with app"):
+        _ = App("t").runs
+
+
+async def test_a_function_that_nobody_knows_is_not_found_with_those_that_are(sqlite_url: str) -> None:
+    app = App("t", database_url=sqlite_url)
+    app.function("f")(plain)
+    async with app:
+        with pytest.raises(NotFound, match="no function 'g'; it has: f"):
+            await app.start("g", 1)
+
+
+async def test_functions_registered_after_the_start_are_refused(sqlite_url: str) -> None:
+    app = App("t", database_url=sqlite_url)
+    app.function("f")(plain)
+    async with app.running():
+        with pytest.raises(ConfigurationError, match="registered after app 't' was started"):
+            app.function("g")(plain)
+
+
+async def test_an_app_may_be_opened_again_after_it_was_closed(database_url: str) -> None:
+    app = App("t", database_url=database_url)
+    app.function("f")(plain)
+    await app.migrate()
+    for n in range(2):
+        async with app.running():
+            assert await (await app.start("f", n)).result(10) == n
+
+
+async def test_a_postgresql_database_without_tables_says_how_to_make_them(postgres_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="agentflow db upgrade"):
+        await App("t", database_url=postgres_url).open()
+
+
+async def test_a_run_is_started_by_a_process_that_does_not_know_its_function(database_url: str) -> None:
+    app = App("t", database_url=database_url)
+    app.function("f")(plain)
+    await app.migrate()
+    async with app.running(), App("t", database_url=database_url) as other:
+        run = await other.start("f", 7)
+        assert await run.result(10) == 7
