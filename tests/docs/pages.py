@@ -43,16 +43,13 @@ def load(name: str) -> ModuleType:
 
 def table_rows(page: Path) -> list[list[str]]:
     """The cells of every row of the page's tables, without the headings."""
-    rows = []
+    rows: list[list[str]] = []
     for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("|"):
-            cells = line.strip().strip("|").replace("\\|", "\0").split("|")
-            rows.append([cell.strip().replace("\0", "|") for cell in cells])
+        if not line.startswith("|"):
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if set("".join(cells)) <= set("-:"):
+            rows.pop()  # the line before it was the heading
         else:
-            rows.append([])
-    heads = {number - 1 for number, cells in enumerate(rows) if cells and set("".join(cells)) <= set("-:")}
-    return [
-        cells
-        for number, cells in enumerate(rows)
-        if cells and number not in heads and set("".join(cells)) > set("-:")
-    ]
+            rows.append(cells)
+    return rows
