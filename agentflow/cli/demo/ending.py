@@ -52,7 +52,7 @@ def _suggestions(run_id: str) -> list[tuple[str, str]]:
         (f"{name} demo --auto deny", "nothing is paid, and the agent answers accordingly"),
         (f"{name} runs show {run_id}", "the run with its steps"),
         (f"{name} runs list", "all runs so far; they are in .agentflow/demo.db"),
-        (source, "the agent: 150 lines, most of them the order book and the script in the model's place"),
+        (source, "the agent, its tools, and the script in the model's place"),
     ]
 
 
