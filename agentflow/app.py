@@ -76,7 +76,6 @@ class App:
         self._registry = Registry(id)
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._workers: list[Worker] = []
         self._opening = asyncio.Lock()
         self._users = 0
         self._clients = AsyncExitStack()
@@ -196,27 +195,30 @@ class App:
         self, store: Store, *, clock: Clock | None = None, settings: Settings | None = None
     ) -> None:
         used = settings or self._settings
-        if clock is None:
-            clock = SystemClock() if used.database_url.startswith("sqlite") else await _database_clock(store)
+        try:
+            if clock is None:
+                clock = (
+                    SystemClock() if used.database_url.startswith("sqlite") else await _database_clock(store)
+                )
+            if len(self._registry):
+                infos = tuple(function.info() for function in self._registry)
+                await store.submit(RegisterFunctions(infos, clock.now()))
+        except BaseException:
+            await store.close()
+            raise
         await self._clients.enter_async_context(held_clients())
         self._client = Client(self.id, store, self._registry, used, clock)
         self._loop = asyncio.get_running_loop()
         store.subscribe(self._client.watchers.hear)
-        if len(self._registry):
-            infos = tuple(function.info() for function in self._registry)
-            await store.submit(RegisterFunctions(infos, clock.now()))
 
     async def close(self) -> None:
-        """Stop the workers and disconnect, once everybody who opened the App has closed it."""
+        """Disconnect, once everybody who opened the App, its workers too, has closed it."""
         async with self._opening:
             if self._client is None:
                 return
             self._users -= 1
             if self._users > 0:
                 return
-            for worker in list(self._workers):
-                await worker.stop()
-            self._workers.clear()
             client, self._client, self._loop = self._client, None, None
             self._users = 0
             await client.watchers.close()
@@ -233,24 +235,25 @@ class App:
     @asynccontextmanager
     async def running(self, concurrency: int | None = None) -> AsyncIterator[App]:
         """Open the App with one worker in this process."""
-        await self.open()
+        worker = self.worker(concurrency)
+        await worker.start()
         try:
-            worker = self.worker(concurrency)
-            await worker.start()
-            try:
-                yield self
-            finally:
-                await worker.stop()
-                self._forget(worker)
+            yield self
         finally:
-            await self.close()
+            await worker.stop()
 
-    def worker(self, concurrency: int | None = None) -> Worker:
-        """A worker with `run()` and `stop()`; the App has to be open. `concurrency` runs are in memory at most."""
+    def worker(self, concurrency: int | None = None) -> AppWorker:
+        """A worker with `run()` and `stop()`; it opens the App where that is not open. `concurrency` runs are in
+        memory at most."""
+        return AppWorker(self, concurrency)
+
+    def engine_worker(self, concurrency: int | None = None) -> Worker:
+        """The engine's part of a worker, on the opened App; it begins what is started in this process at once."""
         from agentflow.engine.worker import Worker
 
         client = self.client
-        worker = Worker(
+        self._registry.freeze("started")
+        client.local_worker = worker = Worker(
             self.id,
             client.store,
             self._registry,
@@ -258,18 +261,9 @@ class App:
             clock=client.clock,
             list_functions=client.list_functions,
             on_ended=client.watchers.note_end,
-            concurrency=concurrency or client.settings.concurrency,
+            concurrency=client.settings.concurrency if concurrency is None else concurrency,
         )
-        self._registry.freeze("started")
-        self._workers.append(worker)
-        client.local_worker = worker
         return worker
-
-    def _forget(self, worker: Worker) -> None:
-        if worker in self._workers:
-            self._workers.remove(worker)
-        if self._client is not None and self._client.local_worker is worker:
-            self._client.local_worker = self._workers[-1] if self._workers else None
 
     async def migrate(self) -> None:
         """Bring the database's tables up to date."""
@@ -384,6 +378,47 @@ class App:
     async def _opened(self) -> AsyncIterator[App]:
         async with self:
             yield self
+
+
+class AppWorker:
+    """A worker of an App in this process. It holds the App open for as long as it works."""
+
+    def __init__(self, app: App, concurrency: int | None) -> None:
+        self._app = app
+        self._concurrency = concurrency
+        self._worker: Worker | None = None
+
+    async def run(self) -> None:
+        """Work until `stop` is called."""
+        await self.start()
+        assert self._worker is not None
+        await self._worker.stopped()
+
+    async def start(self) -> None:
+        """Begin to work, and return."""
+        if self._worker is not None:
+            raise ConfigurationError("this worker was started before: make a new one with app.worker()")
+        await self._app.open()
+        try:
+            self._worker = self._app.engine_worker(self._concurrency)
+            await self._worker.start()
+        except BaseException:
+            await self._app.close()
+            raise
+
+    async def stop(self) -> None:
+        """Take no more runs, hand over those without a running body, give the others their grace, and end."""
+        if self._worker is None or self._worker.is_stopping:
+            return
+        try:
+            await self._worker.stop()
+        finally:
+            await self._app.close()
+
+    @property
+    def running(self) -> int:
+        """How many runs are in memory."""
+        return 0 if self._worker is None else self._worker.running
 
 
 async def _open_store(settings: Settings) -> Store:

@@ -8,7 +8,7 @@ import resource
 import time
 from statistics import median, quantiles
 
-from agentflow.app import App
+from agentflow.app import App, AppWorker
 from agentflow.context import Context
 from agentflow.settings import Settings
 from agentflow.step import Step
@@ -79,25 +79,29 @@ async def parked(database_url: str, *, few: int, many: int) -> tuple[float, floa
         await step.wait_for_signal("wait", signal=f"go-{ctx.data}", timeout="30d")
         return ctx.data
 
-    async with app.running(concurrency=200) as opened:
+    worker = app.worker(concurrency=200)
+    await worker.start()
+    try:
         handles = []
         sizes = []
         for n in range(many):
-            handles.append(await opened.start(run, n))
+            handles.append(await app.start(run, n))
             if n + 1 in (few, many):
-                await _until_parked(opened, n + 1)
+                await _until_parked(worker)
                 sizes.append(_resident_mb())
         took = []
         for n in range(0, many, max(1, many // 200)):
             began = time.perf_counter()
-            await opened.signal(f"go-{n}")
+            await app.signal(f"go-{n}")
             assert await handles[n].result() == n
             took.append(time.perf_counter() - began)
+    finally:
+        await worker.stop()
     return sizes[1] - sizes[0], median(took), quantiles(took, n=100)[-1]
 
 
-async def _until_parked(app: App, runs: int) -> None:
-    while app._workers[0].running:
+async def _until_parked(worker: AppWorker) -> None:
+    while worker.running:
         await asyncio.sleep(0.01)
     gc.collect()
 

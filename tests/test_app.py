@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -114,3 +115,41 @@ async def test_a_run_is_started_by_a_process_that_does_not_know_its_function(dat
     async with app.running(), App("t", database_url=database_url) as other:
         run = await other.start("f", 7)
         assert await run.result(10) == 7
+
+
+async def test_a_worker_opens_the_app_for_as_long_as_it_works(sqlite_url: str) -> None:
+    app = App("t", database_url=sqlite_url)
+    app.function("f")(plain)
+    worker = app.worker(concurrency=2)
+    working = asyncio.create_task(worker.run())
+    async with app:
+        assert await (await app.start("f", 5)).result(10) == 5
+    assert (await app.runs.list()).data[0].status == "completed"
+    await worker.stop()
+    await working
+    with pytest.raises(ConfigurationError, match="is not open"):
+        _ = app.runs
+    with pytest.raises(ConfigurationError, match="started before"):
+        await worker.start()
+
+
+async def test_two_workers_share_the_runs_of_one_app(database_url: str) -> None:
+    app, running = App("t", database_url=database_url), 0
+    both = asyncio.Event()
+
+    async def meet() -> None:
+        nonlocal running
+        running += 1
+        if running == 2:
+            both.set()
+        await both.wait()
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> None:
+        await step.run("meet", meet)
+
+    await app.migrate()
+    async with app.running(concurrency=1), app.running(concurrency=1):
+        runs = [await app.start(f) for _ in range(2)]
+        for run in runs:
+            await run.result(10)

@@ -32,7 +32,7 @@ ORPHAN_INTERVAL_SECONDS = 5.0
 class Worker:
     """Runs the functions of one app until it is stopped.
 
-    `run()` works until `stop()` is called, `stop()` returns when every run has ended, was suspended or handed over.
+    `start()` takes a lease and begins; `stop()` returns when every run has ended, was suspended or handed over.
     """
 
     def __init__(
@@ -109,10 +109,13 @@ class Worker:
     def id(self) -> str:
         return self._identity[0]
 
-    async def run(self) -> None:
-        """Work until `stop` is called."""
-        await self.start()
+    async def stopped(self) -> None:
+        """Wait until it has stopped."""
         await self._stopped.wait()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_draining
 
     async def start(self) -> None:
         """Take a lease and begin to work."""

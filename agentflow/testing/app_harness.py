@@ -75,14 +75,12 @@ class Harness:
             raise ConfigurationError("the harness's worker has crashed already: call restart() first")
         worker, self._worker = self._worker, None
         await worker.crash()
-        self.app._forget(worker)
 
     async def restart(self) -> None:
         """Start a new worker; what a crashed one has left behind is taken over."""
         if self._worker is not None:
             await self._worker.stop()
-            self.app._forget(self._worker)
-        self._worker = self.app.worker()
+        self._worker = self.app.engine_worker()
         await self._worker.start()
 
     def _virtual_clock(self, method: str) -> VirtualClock:
@@ -130,5 +128,4 @@ async def harness(
             worker = running._worker
             if worker is not None:
                 await worker.stop()
-                app._forget(worker)
             await app.close()
