@@ -218,3 +218,39 @@ class Refused(ProviderError):
 
 class ContextTooLong(ProviderError):
     """The conversation does not fit the model's context."""
+
+
+__all__ = [
+    "AgentflowError",
+    "AlreadyDecided",
+    "ApprovalExpired",
+    "BudgetExceeded",
+    "ConfigurationError",
+    "ContextTooLong",
+    "DigestMismatch",
+    "GuardrailTripped",
+    "IdempotencyConflict",
+    "InDoubt",
+    "InvalidInput",
+    "InvokeTimeout",
+    "LimitExceeded",
+    "ModelRetry",
+    "NestedStep",
+    "NoWaiter",
+    "NonRetriable",
+    "NotFound",
+    "NotPermitted",
+    "OutputInvalid",
+    "ProviderError",
+    "RateLimited",
+    "Refused",
+    "ReplayMismatch",
+    "RetryAfter",
+    "RunCancelled",
+    "RunFailed",
+    "RunSkipped",
+    "SignalConflict",
+    "StepError",
+    "ToolFailed",
+    "Unserialisable",
+]
