@@ -114,7 +114,7 @@ class Client:
         if worker is not None and owner is not None:
             # Not after the await: whoever starts the run may be cancelled, and then it would belong to nobody.
             future.add_done_callback(lambda done: _begin(worker, run, owner, done))
-        answer = await future
+        answer = await asyncio.shield(future)
         match answer:
             case Started(run_id=run_id, created=created):
                 return self._handle(run_id, resolved, is_new=created)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
 
 from agentflow.codec import PLAIN, Codec
-from agentflow.errors import NotFound, RunCancelled, RunFailed, RunSkipped
+from agentflow.errors import AgentflowError, NotFound, RunCancelled, RunFailed, RunSkipped
 from agentflow.runs import End, ErrorInfo, Run, RunStatus, StreamItem
 from agentflow.store.protocol import Hint, HintKind, Store
 
@@ -70,7 +71,7 @@ class Watchers:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, set()).add(future)
         if self._poller is None or self._poller.done():
-            self._poller = asyncio.get_running_loop().create_task(self._poll(), name="agentflow-ends")
+            self._poller = self._start_poll()
         try:
             await future
         finally:
@@ -83,9 +84,24 @@ class Watchers:
         return Watch(self._watches, run_id)
 
     async def close(self) -> None:
+        """Nobody is told any more: who still waits gets an error."""
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
+        for run_id, futures in self._waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(
+                        AgentflowError(
+                            f"the app was closed before run {run_id} had ended; the run goes on: "
+                            "ask for its result where the app is open"
+                        )
+                    )
+
+    def _start_poll(self) -> asyncio.Task[None]:
+        # Not by the loop, whose tasks belong to the run that starts them: this one serves everybody who waits.
+        loop = asyncio.get_running_loop()
+        return contextvars.Context().run(lambda: asyncio.Task(self._poll(), loop=loop, name="agentflow-ends"))
 
     async def _poll(self) -> None:
         pause = FIRST_PAUSE

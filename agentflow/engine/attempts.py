@@ -47,10 +47,14 @@ class BodyAttempt:
         self.open_call = runner.journal.open_calls.get(key)
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
-        context = contextvars.copy_context()
-        self._thread = asyncio.get_running_loop().run_in_executor(self._threads, context.run, fn)
-        # A thread cannot be stopped: the await may be cancelled, the thread's future must not be.
-        result: R = await asyncio.shield(self._thread)
+        job = self._threads.submit(contextvars.copy_context().run, fn)
+        self._thread = asyncio.wrap_future(job)
+        try:
+            # A thread cannot be stopped: the await may be cancelled, the thread's future must not be.
+            result: R = await asyncio.shield(self._thread)
+        except asyncio.CancelledError:
+            job.cancel()  # unless it has begun: then its result is dropped
+            raise
         return result
 
     async def thread_ended(self) -> None:

@@ -38,6 +38,8 @@ class Bodies:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._running: dict[str, asyncio.Task[Any]] = {}
+        self.held_back: dict[asyncio.Future[None], None] = {}
+        """What does not begin because the worker stops."""
 
     def __bool__(self) -> bool:
         """Whether a body runs now."""
@@ -57,13 +59,12 @@ class Bodies:
             await runner.waits.nap(failures[-1].next_at)
         while True:
             if runner.host.is_draining():
-                runner.decide(Drained())
-                raise runner.unwinding()
+                await self._hold_back()
             attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads)
             started_at = runner.now()
             try:
                 output, value = await self._run(attempt, body, policy, failures, started_at)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # asyncio would end the worker by a SystemExit
                 failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
                 if failed is not None:
                     return failed, NOT_HERE
@@ -72,6 +73,19 @@ class Bodies:
                 step = self._step(attempt, body, started_at, output=output)
                 stored = await self._commit(step, attempt)
                 return stored, value if stored is step else NOT_HERE
+
+    async def _hold_back(self) -> None:
+        """The worker stops: begin nothing. The run is given back when the bodies that run have ended."""
+        runner = self._runner
+        if not self:
+            runner.decide(Drained())
+            raise runner.unwinding()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.held_back[future] = None
+        try:
+            await runner.settling.block(future)
+        finally:
+            del self.held_back[future]
 
     async def _run(
         self,
@@ -135,7 +149,7 @@ class Bodies:
         body: Body,
         policy: RetryPolicy,
         failures: list[StoredAttempt],
-        error: Exception,
+        error: Exception | SystemExit,
         started_at: Micros,
     ) -> StoredStep | None:
         """Store a failed attempt; give the step's outcome if it was the last one."""
@@ -165,7 +179,7 @@ class Bodies:
         started_at: Micros,
         *,
         output: Json | None = None,
-        error: Exception | None = None,
+        error: Exception | SystemExit | None = None,
     ) -> StoredStep:
         # The stream's numbers come before its step's: a reader sees the text, then the outcome.
         self._runner.stream.flush()

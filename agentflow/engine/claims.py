@@ -17,6 +17,8 @@ logger = logging.getLogger("agentflow.engine")
 MOST_AT_ONCE = 100
 SHORTEST_POLL = 1.0
 LONGEST_POLL = 5.0
+IN_VAIN_PAUSE = 0.05
+"""Seconds, when a run is due that could not be had: somebody else has just taken it, or our lease is over."""
 
 
 class Claims:
@@ -44,13 +46,14 @@ class Claims:
         self._room = room
         self._on_claimed = on_claimed
         self._rng = rng
-        self._one_at_a_time = asyncio.Lock()
+        self.one_at_a_time = asyncio.Lock()
+        """While it is held no claim's answer is on its way."""
         self.has_backlog = True
         """Whether there may be ready runs that are not claimed yet: new ones then go behind them."""
 
     async def run_once(self) -> int:
         """Claim once; how many it got."""
-        async with self._one_at_a_time:
+        async with self.one_at_a_time:
             return await self._claim()
 
     async def _claim(self) -> int:
@@ -80,16 +83,17 @@ class Claims:
                 if self.has_backlog and self._room() > 0:
                     continue
                 pause = SHORTEST_POLL if got else min(pause * 2, LONGEST_POLL)
-                await self._wakeups.wait(await self._seconds_until_due(pause))
+                await self._wakeups.wait(await self._seconds_until_due(pause, got))
             except Exception:
                 logger.exception("could not claim runs; trying again in %s s", SHORTEST_POLL)
                 await asyncio.sleep(SHORTEST_POLL)
 
-    async def _seconds_until_due(self, pause: float) -> float:
+    async def _seconds_until_due(self, pause: float, got: int) -> float:
         poll = pause * self._rng.uniform(0.8, 1.2)
         if isinstance(self._clock, VirtualClock):
             return poll  # whoever moves the clock tells us
         due = await self._store.next_ready_at(app=self._app, functions=self._registry.ids())
         if due is None or self._room() <= 0:
             return poll
-        return min(poll, max(0.0, (due - self._clock.now()) / 1e6))
+        seconds = (due - self._clock.now()) / 1e6
+        return min(poll, seconds if seconds > 0 else 0.0 if got else IN_VAIN_PAUSE)

@@ -111,7 +111,7 @@ class Conclusion:
                 case MailChanged(cancel=True):
                     return await self.write(Cancelled())
                 case MailChanged():
-                    first = runner.journal.take_seq(len(runner.journal.waits) + 1)
+                    first = runner.journal.take_seqs_for_mail()
                     adopted = await self._store.submit(Adopt(runner.run_key, first, runner.now()))
                     mail = adopted.mail if isinstance(adopted, Adopted) else mail
                 case Fenced(why=why):

@@ -31,6 +31,7 @@ class Journal:
     def add(self, step: StoredStep) -> None:
         """Take in a new outcome."""
         self._outcomes[step.key] = step
+        self._begun.add(step.key)
         self.attempts.pop(step.key, None)
         self.waits.pop(step.key, None)
         self._size += _size(step.output)
@@ -75,6 +76,11 @@ class Journal:
         first = self._next_seq
         self._next_seq += count
         return first
+
+    def take_seqs_for_mail(self) -> int:
+        """The first of as many numbers as there may be deliveries: one for each step begun that has no outcome."""
+        # Also for waits whose registration is on its way: it is written before what asks for the mail.
+        return self.take_seq(len(self._begun) - len(self._outcomes) + 1)
 
     @property
     def code_key(self) -> str:

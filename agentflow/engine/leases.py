@@ -35,6 +35,7 @@ class HeartbeatThread:
         lease_seconds: float,
         hang_limit_seconds: float,
         on_lost: Callable[[], None],
+        leased_at: float | None = None,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
@@ -45,17 +46,21 @@ class HeartbeatThread:
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
         self._loop_seen_at = time.monotonic()
-        self._renewed_at = time.monotonic()
+        self._renewed_at = time.monotonic() if leased_at is None else leased_at
+        self._fence: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"agentflow-heartbeat-{worker_id}", daemon=True
         )
 
     def start(self) -> None:
         self._thread.start()
+        self._watch_fence()
 
     def stop(self) -> None:
         """End the thread; call it last, when nothing of the worker writes any more."""
         self._stop.set()
+        if self._fence is not None:
+            self._fence.cancel()
 
     async def join(self) -> None:
         await asyncio.to_thread(self._thread.join)
@@ -79,6 +84,19 @@ class HeartbeatThread:
         finally:
             heartbeat.close()
 
+    def _watch_fence(self) -> None:
+        # In the loop: the thread may be waiting for a database that does not answer.
+        left = self._renewed_at + self._lease * FENCE_AT - time.monotonic()
+        if left > 0:
+            self._fence = self._loop.call_later(left, self._watch_fence)
+        else:
+            self._lose()
+
+    def _lose(self) -> None:
+        if not self._stop.is_set():
+            self.stop()
+            self._on_lost()
+
     def _ask_loop(self) -> None:
         def seen() -> None:
             self._loop_seen_at = time.monotonic()
@@ -89,8 +107,7 @@ class HeartbeatThread:
         return time.monotonic() - self._loop_seen_at > self._hang_limit
 
     def _tell_lost(self) -> None:
-        if not self._stop.is_set():
-            self._call_loop(self._on_lost)
+        self._call_loop(self._lose)
 
     def _call_loop(self, callback: Callable[[], None]) -> None:
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
+from agentflow.engine.policy import leaves
 from agentflow.errors import AgentflowError, StepError
 from agentflow.store.protocol import Json, StoredStep
 from agentflow.stored_errors import decode_error, encode_error, error_from
@@ -31,8 +31,8 @@ def only_cause(error: BaseException) -> BaseException:
     """A group of nothing but stored outcomes is as final as one of them; anything else is itself."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    leaves = list(_leaves(error))
-    return leaves[0] if leaves and all(map(is_memoized, leaves)) else error
+    found = list(leaves(error))
+    return found[0] if all(map(is_memoized, found)) else error
 
 
 def error_of_run(error: BaseException) -> Json:
@@ -55,11 +55,3 @@ def error_for_parent(error: Json) -> Json:
     stored = json.loads(error)
     stored.pop("step_id", None)
     return json.dumps(stored | {"own": None})
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

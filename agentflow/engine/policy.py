@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 from agentflow.errors import LimitExceeded, NestedStep
-from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop
+from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, is_final
 from agentflow.store.protocol import Micros, StoredAttempt
 
 NEVER_RETRIED = (NestedStep, LimitExceeded)
@@ -43,7 +43,18 @@ def after_failure(
     """Whether and when to try again, after the failures before and this one."""
     if isinstance(error, ResultRefused):
         return error.answer
+    if isinstance(error, BaseExceptionGroup) and all(map(is_final, leaves(error))):
+        return Stop("final")
     return policy.after_failure(error, rng=rng, **_history(failures, started_at=started_at, now=now))
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors of a group and of the groups in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 class _History(TypedDict):

@@ -81,10 +81,10 @@ class Runner:
         self.settling = Settling(
             self._loop,
             self._branches,
-            waiting=(self.waits.outstanding, self.waits.naps),
-            is_idle=lambda: not (self.bodies or self._uncommitted),
-            on_quiescent=self.waits.suspend,
-            on_staying=self.waits.watch_deadlines,
+            waiting=(self.waits.outstanding, self.waits.naps, self.bodies.held_back),
+            is_idle=self._is_idle,
+            on_quiescent=self._rest,
+            on_staying=self._stay,
         )
 
     # ------------------------------------------------------------------------------------------ the run
@@ -117,6 +117,21 @@ class Runner:
         if not self.bodies:
             self.decide(Drained())
 
+    def _is_idle(self) -> bool:
+        return not (self.bodies or self._uncommitted)
+
+    def _rest(self) -> None:
+        if self.bodies.held_back:
+            self.decide(Drained())
+        else:
+            self.waits.suspend()
+
+    def _stay(self) -> None:
+        if self.bodies.held_back and self._is_idle():
+            self.decide(Drained())
+        elif self.waits:
+            self.waits.watch_deadlines()
+
     def look_into_mail(self) -> None:
         """Something may have been delivered to the run, or asked of it."""
         self.waits.look_into_mail()
@@ -126,6 +141,16 @@ class Runner:
         if not self._verdict.done():
             self._verdict.set_result(verdict)
             self.is_over = True
+
+    def _decide_from_anywhere(self, verdict: Verdict) -> None:
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # the thread of a sync body
+            is_here = False
+        if is_here:
+            self.decide(verdict)
+        else:
+            self._loop.call_soon_threadsafe(self.decide, verdict)
 
     def lost(self, why: str) -> LeaseLost:
         """Note that somebody else owns the run; gives what to raise."""
@@ -140,8 +165,10 @@ class Runner:
         try:
             event, self.trigger_event = trigger_event(self.claimed.trigger, self.claimed.input)
             data = self.function.input_codec.decode(self.claimed.input)
-        except InvalidInput as error:
-            self.decide(Raised(InvalidInput(f"the input of {self.function.id!r} is not valid: {error}")))
+        except Exception as error:  # a validator of the user's may raise anything
+            refused = InvalidInput(f"the input of {self.function.id!r} is not valid: {error}")
+            refused.__cause__ = error
+            self.decide(Raised(refused))
             return
         self.context = Context(
             data=data,
@@ -157,9 +184,16 @@ class Runner:
                 is_replaying=lambda: self.journal.is_replaying,
             ),
         )
-        code = _call(self.function, self.context, Step(self))
+        code = self._call_function()
         task = start_task(self._loop, code, branch=Branch(self), name=self.run_id)
         task.add_done_callback(self._function_ended)
+
+    async def _call_function(self) -> Any:
+        try:
+            return await self.function(self.context, Step(self))
+        except SystemExit as error:  # asyncio would end the whole worker by it
+            self.decide(Raised(error))
+            raise self.unwinding() from error
 
     def _function_ended(self, task: asyncio.Task[Any]) -> None:
         if self.is_over:
@@ -208,7 +242,7 @@ class Runner:
                 f"step {step_id!r} was called inside the body of step {body.step_id!r} of run {self.run_id}: "
                 "call it from the function itself, a body is one step"
             )
-            self.decide(Raised(error))
+            self._decide_from_anywhere(Raised(error))
             raise error
         if self.is_over:
             raise self.unwinding()
@@ -223,6 +257,7 @@ class Runner:
     # ----------------------------------------------------------------------------------------- its steps
 
     async def perform(self, key: str, body: Body) -> Any:
+        self._check_goes_on()
         known = self.journal.find(key)
         if known is None:
             known, value = await self.bodies.execute(key, body)
@@ -233,6 +268,7 @@ class Runner:
         return self._open(known, body.codec.decode)
 
     async def wait(self, key: str, wait: Wait) -> Any:
+        self._check_goes_on()
         known = self.journal.find(key)
         if known is None:
             known = await self.waits.resolve(key, wait)
@@ -241,6 +277,11 @@ class Runner:
         if wait.on_timeout is not None and is_timeout(known):
             await wait.on_timeout()
         return self._open(known, wait.decode)
+
+    def _check_goes_on(self) -> None:
+        # The step may have been called before the run's end, and be awaited only now.
+        if self.is_over:
+            raise self.unwinding()
 
     async def _replay(self, known: StoredStep, kind: str) -> None:
         self.check_kind(known.key, known.kind, kind)
@@ -344,10 +385,6 @@ class Runner:
         if not future.cancelled():
             future.exception()
         self.settling.poke()
-
-
-async def _call(function: Function[Any, Any], context: Context[Any], step: Step) -> Any:
-    return await function(context, step)
 
 
 def stable_id(prefix: str, *parts: str) -> str:

@@ -45,14 +45,14 @@ class Settling:
         loop: AbstractEventLoop,
         branches: dict[Branch, None],
         *,
-        waiting: tuple[Mapping[Any, Any], Mapping[Any, Any]],
+        waiting: tuple[Mapping[Any, Any], Mapping[Any, Any], Mapping[Any, Any]],
         is_idle: Callable[[], bool],
         on_quiescent: Callable[[], None],
         on_staying: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._branches = branches
-        self._waits, self._naps = waiting
+        self._waits, self._naps, self._held_back = waiting
         self._is_idle = is_idle
         self._on_quiescent = on_quiescent
         self._on_staying = on_staying
@@ -87,11 +87,14 @@ class Settling:
 
     def poke(self) -> None:
         """Something has changed: look whether the run can go on or rest."""
-        if self._closed or self._is_checking or not (self._due or self._waits or self._naps):
+        if self._closed or self._is_checking or not (self._due or self._is_waiting()):
             return
         self._is_checking = True
         self._calm = 0
         self._loop.call_soon(self._check)
+
+    def _is_waiting(self) -> bool:
+        return bool(self._waits or self._naps or self._held_back)
 
     def close(self) -> None:
         self._closed = True
@@ -134,7 +137,7 @@ class Settling:
 
     def _rest(self) -> None:
         """Nothing can proceed and nothing is to be handed out."""
-        if not (self._waits or self._naps):
+        if not self._is_waiting():
             return
         if self._is_idle() and self._all_wait():
             self._busy_since = None

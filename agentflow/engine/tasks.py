@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import Callable, Collection
 from enum import Enum
@@ -62,8 +63,17 @@ class Branch:
 
 
 _branches: dict[Task[Any], Branch] = {}
-# An eager task runs before its factory has returned it: its branch is found here until then.
-_starting: list[Branch] = []
+
+
+class _Starting(threading.local):
+    """An eager task runs before its factory has returned it: its branch is found here until then."""
+
+    def __init__(self) -> None:
+        self.branches: list[Branch] = []
+
+
+# Each thread has its own: another loop may run in another one.
+_starting = _Starting()
 
 
 def current_branch() -> Branch | None:
@@ -77,8 +87,8 @@ def current_branch() -> Branch | None:
     if task is None:
         return None
     branch = _branches.get(task)
-    if branch is None and _starting and _starting[-1].task is None:
-        branch = _starting[-1]
+    if branch is None and _starting.branches and _starting.branches[-1].task is None:
+        branch = _starting.branches[-1]
         branch.bind(task)
     return branch
 
@@ -101,11 +111,11 @@ class _BranchingFactory:
         if parent is None:
             return self._make(loop, coroutine, kwargs)
         branch = parent.next_child()
-        _starting.append(branch)
+        _starting.branches.append(branch)
         try:
             task = self._make(loop, coroutine, kwargs)
         finally:
-            _starting.pop()
+            _starting.branches.pop()
         if isinstance(task, Task) and not task.done():
             branch.bind(task)
         return task

@@ -74,7 +74,10 @@ class RunWaits:
         """The outcome of a wait that has none yet, handed out in its turn."""
         runner = self._runner
         registered = runner.journal.waits.get(key)
-        if registered is None:
+        if registered is not None:
+            runner.check_kind(key, registered.kind, wait.kind)
+        # A detached invoke that is registered and has no outcome: the crash came between the two.
+        if registered is None or wait.resolves_at_once:
             runner.begin_step(key)
             known = await self._register(key, wait)
             if isinstance(known, StoredStep):
@@ -82,7 +85,6 @@ class RunWaits:
                 return known
             deadline = known
         else:
-            runner.check_kind(key, registered.kind, wait.kind)
             deadline = registered.deadline
         return await self._outcome_of(key, deadline, is_timer=wait.kind is StepKind.SLEEP)
 
@@ -118,18 +120,21 @@ class RunWaits:
         if plan.deadline <= now and not plan.child and not plan.approval:
             return await self._end(key, wait, plan, plan.timeout_output, plan.timeout_error, now)
         stored = _stored_wait(key, wait, plan, now)
-        answer = await runner.commit(
-            RegisterWait(
-                runner.run_key,
-                stored,
-                runner.journal.take_seq(),
-                now,
-                child=plan.child,
-                approval=plan.approval,
-                replace=plan.replace,
-                lookback_from=plan.lookback_from,
-            )
+        registration = RegisterWait(
+            runner.run_key,
+            stored,
+            runner.journal.take_seq(),
+            now,
+            child=plan.child,
+            approval=plan.approval,
+            replace=plan.replace,
+            lookback_from=plan.lookback_from,
         )
+        try:
+            answer = await runner.commit(registration)
+        except asyncio.CancelledError:
+            self._withdraw(key)  # it is registered all the same
+            raise
         match answer:
             case Waits(deadline=deadline):
                 if wait.resolves_at_once:
@@ -187,12 +192,15 @@ class RunWaits:
             self.outstanding.pop(key, None)
             if runner.is_over:
                 raise runner.unwinding() from None
-            runner.journal.waits.pop(key, None)
-            # Nothing is memoized: replay makes the call again. The withdrawal goes before anything that follows.
-            runner.submit(WithdrawWait(runner.run_key, key, runner.now()))
+            self._withdraw(key)
             raise
         await runner.settling.turn(step.seq or 0)
         return step
+
+    def _withdraw(self, key: str) -> None:
+        """Nothing is memoized: replay makes the call again. The withdrawal goes before anything that follows."""
+        self._runner.journal.waits.pop(key, None)
+        self._runner.submit(WithdrawWait(self._runner.run_key, key, self._runner.now()))
 
     # ---------------------------------------------------------------------------- suspending and waking
 
@@ -225,7 +233,7 @@ class RunWaits:
         runner = self._runner
         if runner.is_over:
             return
-        first = runner.journal.take_seq(len(self.outstanding) + len(runner.journal.waits) + 1)
+        first = runner.journal.take_seqs_for_mail()
         runner.submit(Adopt(runner.run_key, first, runner.now())).add_done_callback(self._adopted)
 
     def _adopted(self, future: Future[Outcome]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,6 +28,7 @@ from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, RunKey, S
 logger = logging.getLogger("agentflow.engine")
 
 HAND_OVER_SECONDS = 1.0
+RETIRE_SECONDS = 2.0
 ORPHAN_INTERVAL_SECONDS = 5.0
 
 
@@ -70,6 +73,7 @@ class Worker:
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
         self._identity = ("", 0)
+        self._context = contextvars.copy_context()
         self._wakeups = Wakeups(on_mail=self._look_into_mail, on_any=self._look_into_all_mail)
         self._mail_task: asyncio.Task[None] | None = None
         self._host = Host(
@@ -122,6 +126,7 @@ class Worker:
         if self._is_started:
             raise ConfigurationError("this worker was started before: make a new one with app.worker()")
         self._is_started = True
+        self._context = contextvars.copy_context()
         install_task_factory(asyncio.get_running_loop())
         await self._register()
         self._unsubscribe = self._store.subscribe(self._wakeups.hear)
@@ -138,16 +143,21 @@ class Worker:
         if not self._is_started or self._stopped.is_set():
             self._stopped.set()
             return
+        if self._is_draining:
+            await self._stopped.wait()
+            return
         self._is_draining = True
-        await self._end_loops()
-        for runner, _ in self._runners.values():
-            runner.drain()
-        await self._wait_for_runners(self._settings.shutdown_grace_seconds)
-        for runner, _ in self._runners.values():
-            runner.lose("the worker stopped before the body had ended")
-        await self._wait_for_runners(HAND_OVER_SECONDS)
-        await self._store.retire_worker(self.id)
-        await self._end()
+        try:
+            await self._end_loops()
+            for runner, _ in self._runners.values():
+                runner.drain()
+            await self._wait_for_runners(self._settings.shutdown_grace_seconds)
+            for runner, _ in self._runners.values():
+                runner.lose("the worker stopped before the body had ended")
+            await self._wait_for_runners(HAND_OVER_SECONDS)
+            await self._retire(self.id)
+        finally:
+            await self._end()  # whatever happened: a heartbeat that goes on keeps others from the runs
 
     async def crash(self) -> None:
         """Stop as a killed process does, as far as the database can see: nothing is written any more (for tests)."""
@@ -161,6 +171,7 @@ class Worker:
 
     async def _register(self) -> None:
         worker_id = new_id("wrk", self._clock.now())
+        leased_at = time.monotonic()
         epoch = await self._store.register_worker(
             worker_id, lease_seconds=self._settings.lease_seconds, version=self._version
         )
@@ -172,6 +183,7 @@ class Worker:
             lease_seconds=self._settings.lease_seconds,
             hang_limit_seconds=self._settings.hang_limit_seconds,
             on_lost=self._lost_lease,
+            leased_at=leased_at,
         )
         self._heartbeat.start()
 
@@ -187,12 +199,20 @@ class Worker:
         while not self._is_draining:
             try:
                 await self._register()
-                await self._store.retire_worker(old)
                 break
             except Exception:
                 logger.exception("could not get a new lease; trying again in a second")
                 await asyncio.sleep(1.0)
         self._wakeups.look_for_runs()
+        await self._retire(old)
+
+    async def _retire(self, worker_id: str) -> None:
+        """Let go of what the worker still owns; if the database is away others take it when the lease is over."""
+        try:
+            async with asyncio.timeout(RETIRE_SECONDS):
+                await self._store.retire_worker(worker_id)
+        except Exception as error:
+            logger.warning("worker %s could not be retired; its lease has to run out: %r", worker_id, error)
 
     async def _end_loops(self) -> None:
         for loop in self._loops:
@@ -213,9 +233,11 @@ class Worker:
         self._stopped.set()
 
     async def _wait_for_runners(self, seconds: float) -> None:
-        tasks = [task for _, task in self._runners.values()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + seconds
+        # More than once: a run whose start was on its way begins meanwhile.
+        while self._runners and (left := give_up_at - loop.time()) > 0:
+            await asyncio.wait([task for _, task in self._runners.values()], timeout=left)
 
     # ------------------------------------------------------------------------------------------ runs
 
@@ -286,7 +308,10 @@ class Worker:
         function = self._registry.find(claimed.function)
         assert function is not None, "claims ask for registered functions only"
         runner = Runner(claimed, function, self._host)
-        task = asyncio.get_running_loop().create_task(self._execute(runner), name=f"agentflow-{run_id}")
+        # In the worker's own context: whoever started the run may be the body of a step.
+        task = self._context.copy().run(
+            asyncio.get_running_loop().create_task, self._execute(runner), name=f"agentflow-{run_id}"
+        )
         self._runners[run_id] = (runner, task)
 
     async def _execute(self, runner: Runner) -> None:
@@ -328,8 +353,10 @@ class Worker:
         while True:
             await asyncio.sleep(ORPHAN_INTERVAL_SECONDS)
             try:
-                held = {*self._runners, *self._next, *self._offered}
-                await self._store.release_orphans(self.id, held, now=self._clock.now())
+                # With no claim under way, what is claimed is held: however long its answer took.
+                async with self._claims.one_at_a_time:
+                    held = {*self._runners, *self._next, *self._offered}
+                    await self._store.release_orphans(self.id, held, now=self._clock.now())
                 self._look_into_all_mail()
             except Exception:
                 logger.exception("could not look for orphaned runs; trying again later")
