@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "how-to" / "deploy-with-postgresql.md"
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(180)
 def test_a_database_is_made_a_worker_works_and_drains(postgres_url: str, tmp_path: Path) -> None:
     commands = [line.split("#")[0].split()[1:] for line in _commands() if line.startswith("agentflow ")]
     assert [command[0] for command in commands] == ["db", "db", "worker"]

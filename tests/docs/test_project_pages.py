@@ -43,6 +43,7 @@ def pytest_in(folder: Path, *arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 async def test_the_project_of_test_your_agents_passes_records_and_plays(tmp_path: Path) -> None:
     names = write_files("how-to/test-your-agents.md", tmp_path)
     assert {"main.py", "pyproject.toml", "conftest.py", "test_refund.py", "test_recorded.py"} <= set(names)

@@ -54,6 +54,7 @@ class Reader:
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(180)
 def test_the_first_agent_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert {"main.py", "test_mailer.py", "pyproject.toml"} <= set(
         write_files("tutorial/first-agent.md", tmp_path)
@@ -101,6 +102,7 @@ def _until(look: Callable[[], str], words: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_the_test_that_the_tutorial_shows_passes(tmp_path: Path) -> None:
     write_files("tutorial/first-agent.md", tmp_path)
     assert "1 passed" in pytest_in(tmp_path)
