@@ -73,7 +73,9 @@ def test_a_decision_is_for_one_call_even_where_another_asks_the_same(client: htt
     assert "paid" not in output
 
 
-@pytest.mark.parametrize("body", ["", {}, {"prompt": ""}, {"prompt": 5}, {"prompt": "x", "model": "y"}, 5, []])
+@pytest.mark.parametrize(
+    "body", ["", {}, {"prompt": ""}, {"prompt": 5}, {"prompt": "x", "model": "y"}, 5, []]
+)
 def test_an_agent_takes_a_prompt_and_nothing_else(client: httpx2.Client, body: Any) -> None:
     answer = client.post(START, json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")

@@ -16,8 +16,8 @@ from agentflow_openai import OpenAIChat, OpenAIResponses
 
 from agentflow.models.clients import held_clients
 from agentflow.providers import Model, ModelRequest, RawAnswer
-from agentflow.testing.provider_server import HttpError, fake_provider
 from agentflow.testing.contracts import ProviderUnderTest, provider_contract
+from agentflow.testing.provider_server import HttpError, fake_provider
 
 README = Path(__file__).parents[2] / "providers" / "README.md"
 NAMES = list(provider_contract(lambda: asynccontextmanager(_nothing)()))
