@@ -200,8 +200,15 @@ class RunHandle(Generic[R]):
         Raises `RunFailed`, `RunCancelled`, `RunSkipped`, `NotFound`, or `TimeoutError` after `timeout` seconds; the
         run goes on then.
         """
-        async with asyncio.timeout(timeout):
-            return self._result_of(await self._wait_for_end())
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                end = await self._wait_for_end()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(await self._why_not_ended(timeout)) from None
+        return self._result_of(end)
 
     async def stream(self, after: int = 0) -> AsyncIterator[StreamItem]:
         """The run's steps and text as they come, those with a `seq` over `after`; ends with an item `done`.
@@ -244,6 +251,18 @@ class RunHandle(Generic[R]):
             await self._watchers.ended(self.id)
             end = self._watchers.find_end(self.id)
         return end or await self._read_end()
+
+    async def _why_not_ended(self, timeout: float | None) -> str:
+        told = f"run {self.id} has not ended within {timeout} s; it goes on"
+        try:
+            run = await self._store.queries.get_run(self.id)
+        except Exception:  # the database may be what it waits for
+            return told
+        if run is None:
+            return told
+        hint = ": is a worker of its app running?" if run.status is RunStatus.QUEUED else ""
+        waiting = ", ".join(f"{item.kind} {item.name or item.step_key!r}" for item in run.waiting)
+        return f"{told} ({run.status}{f': {waiting}' if waiting else ''}{hint})"
 
     async def _read_end(self) -> End:
         run = await self._store.queries.get_run(self.id)

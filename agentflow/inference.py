@@ -41,7 +41,8 @@ from agentflow.runs import StepKind
 from agentflow.store.protocol import ModelCall
 
 if TYPE_CHECKING:
-    from agentflow.step import Attempt, Step
+    from agentflow.step import Step
+    from agentflow.step_runner import Attempt
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,8 @@ def ask_model(
     on_delta: DeltaListener | None = None,
 ) -> Coroutine[Any, Any, Asked]:
     """The step itself. `prepare` and `models` are called in its body, so on the first run only."""
-    from agentflow.step import Body, runner_of, take_key
+    from agentflow.step import runner_of, take_key
+    from agentflow.step_runner import Body
 
     runner = runner_of(step)
     key = take_key(step, id)

@@ -11,160 +11,31 @@ import functools
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
 from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, loads
-from agentflow.context import Context
 from agentflow.durations import Duration, parse_duration, to_micros
 from agentflow.errors import InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
-from agentflow.functions import Function, FunctionRef, Target
+from agentflow.functions import Function, Target
 from agentflow.matching import MISSING, correlation, find
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
 from agentflow.starts import child_run
-from agentflow.store.protocol import Json, Micros, ModelCall, NewApproval, NewRun
+from agentflow.step_runner import Attempt, Body, StepRunner, TakenKey, Wait, WaitPlan
+from agentflow.store.protocol import Json, Micros, NewApproval
 
 if TYPE_CHECKING:
     from agentflow.inference import Inference
-    from agentflow.settings import Settings
 
 R = TypeVar("R")
 
 EventLike = Event | dict[str, Any]
-
-
-class Attempt(Protocol):
-    """One try of a body, as its run offers it."""
-
-    key: str
-    number: int
-    """0 for the first."""
-    open_call: ModelCall | None
-    """A row of the ledger that a crash left without an end; there may be others."""
-
-    async def in_thread(self, fn: Callable[[], R]) -> R:
-        """Call a sync function in a thread."""
-        ...
-
-    async def write_model_call(self, call: ModelCall) -> None:
-        """Commit a row of the ledger now, before the request leaves."""
-        ...
-
-    def end_model_call(self, call: ModelCall) -> None:
-        """Let this row be written in the transaction that stores the attempt's outcome."""
-        ...
-
-    async def list_own_model_calls(self) -> list[ModelCall]:
-        """The ledger's rows of this step."""
-        ...
-
-    async def list_model_calls(self, run_id: str) -> list[ModelCall]:
-        """The ledger's rows of another run and of those it invoked."""
-        ...
-
-    async def approved_digest(self, key: str) -> str | None:
-        """The digest of what was approved at the step with this key, as the server keeps it."""
-        ...
-
-    def stream(self, kind: str, data: Any) -> None:
-        """Append to the run's live stream."""
-        ...
-
-    async def send_events(self, events: Sequence[Event]) -> list[str]: ...
-
-    async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None: ...
-
-
-@dataclass(slots=True)
-class Body:
-    """Something to execute in this process, with attempts."""
-
-    kind: StepKind
-    name: str | None
-    call: Callable[[Attempt], Awaitable[Any]]
-    codec: Codec[Any]
-    retry: Retry | None = None
-    timeout: timedelta | None = None
-    raises_own_errors: bool = False
-    """A provider's error is raised as itself, not as `StepError`."""
-
-
-@dataclass(slots=True, kw_only=True)
-class WaitPlan:
-    """What to register, fixed when the wait is first made."""
-
-    deadline: Micros
-    topic: str | None = None
-    correlation: str | None = None
-    name: str | None = None
-    timeout_output: Json | None = "null"
-    timeout_error: Exception | None = None
-    child: NewRun | None = None
-    approval: NewApproval | None = None
-    replace: bool = False
-    lookback_from: Micros | None = None
-
-
-@dataclass(slots=True)
-class Wait:
-    """Something to wait for. `plan` is called once, when the wait is registered; its error becomes the outcome."""
-
-    kind: StepKind
-    plan: Callable[[str], WaitPlan | Awaitable[WaitPlan]]
-    """Takes the step's key."""
-    decode: Callable[[Json], Any]
-    """What the stored output means."""
-    on_timeout: Callable[[], Awaitable[None]] | None = None
-    """Called (again on every replay) before `InvokeTimeout` is raised."""
-    resolves_at_once: bool = False
-    """The step ends when the wait is registered: a detached invoke."""
-
-
-class RawId(str):
-    """A step id that the framework composed: it is used as it is."""
-
-
-class TakenKey(str):
-    """A step's key that was taken before: the step has it in whichever task it is made."""
-
-
-class StepRunner(Protocol):
-    """The run, as `Step` needs it."""
-
-    run_id: str
-    app: str
-    root_id: str
-    depth: int
-    settings: Settings
-    trigger_event: dict[str, Any]
-    """The event that started the run; `{"data": input}` where none did."""
-    context: Context[Any]
-    """What the run's function was called with."""
-
-    def now(self) -> Micros: ...
-
-    def take_key(self, scope: str, step_id: str) -> str: ...
-
-    def take_ordinal(self, scope: str, name: str) -> int: ...
-
-    def mismatch(self, message: str) -> BaseException:
-        """Note that the code does not fit the history; gives what to raise."""
-        ...
-
-    def perform(self, key: str, body: Body) -> Coroutine[Any, Any, Any]: ...
-
-    def wait(self, key: str, wait: Wait) -> Coroutine[Any, Any, Any]: ...
-
-    async def resolve_target(self, target: Target) -> Function[Any, Any] | FunctionRef: ...
-
-    async def cancel_child(self, run_id: str) -> None: ...
 
 
 class Step:
@@ -502,12 +373,6 @@ def take_key(step: Step, id: str) -> TakenKey:
     return TakenKey(step._runner.take_key(step._scope, id))
 
 
-def perform(step: Step, id: str, make: Callable[[str], Body]) -> Coroutine[Any, Any, Any]:
-    """A step of another kind; `make` gets its key."""
-    key = step._runner.take_key(step._scope, id)
-    return step._runner.perform(key, make(key))
-
-
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine: async functions, partials of them, and objects with an async `__call__`."""
     while isinstance(fn, functools.partial):
@@ -562,15 +427,3 @@ def _nothing(_: Json) -> None:
 _EVENT: Codec[Event | None] = codec_for(Event | None)
 _DECISION: Codec[Decision] = codec_for(Decision)
 _STRINGS: Codec[list[str]] = codec_for(list[str])
-__all__ = [
-    "Attempt",
-    "Body",
-    "RawId",
-    "Step",
-    "StepRunner",
-    "Wait",
-    "WaitPlan",
-    "ask_person",
-    "scoped",
-    "within",
-]

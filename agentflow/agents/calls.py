@@ -17,7 +17,8 @@ from agentflow.codec import Codec, codec_for
 from agentflow.errors import DigestMismatch, ModelRetry, ToolFailed
 from agentflow.models.messages import ToolCall, ToolResult
 from agentflow.runs import StepKind
-from agentflow.step import Attempt, Body, RawId, Step, ask_person, runner_of, take_key, within
+from agentflow.step import Step, ask_person, runner_of, take_key, within
+from agentflow.step_runner import Attempt, Body, RawId
 
 _RESULT = ResultCodec()
 _FLAG: Codec[bool] = codec_for(bool)

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 from agentflow.agents.tools import ToolContext
 from agentflow.errors import ConfigurationError
-from agentflow.step import Attempt, is_async
+from agentflow.step import is_async
+from agentflow.step_runner import Attempt
 
 On: TypeAlias = Literal["input", "output", "tool"]
 GuardFunction: TypeAlias = Callable[[ToolContext[Any], Any], Any | Awaitable[Any]]

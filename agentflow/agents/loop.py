@@ -29,7 +29,8 @@ from agentflow.models.protocol import Model, model_ref
 from agentflow.models.registry import resolve_model
 from agentflow.models.response import ModelResponse, ToolSpec
 from agentflow.runs import StepKind
-from agentflow.step import Attempt, Body, RawId, Step, runner_of, take_key
+from agentflow.step import Step, runner_of, take_key
+from agentflow.step_runner import Attempt, Body, RawId
 
 if TYPE_CHECKING:
     from agentflow.agents.agent import Agent

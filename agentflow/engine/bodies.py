@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from agentflow.engine.verdicts import Drained, Raised
 from agentflow.info import StepInfo, current_body
 from agentflow.retry import RetryPolicy, Stop, retry_policy
 from agentflow.runs import StepKind
-from agentflow.step import Body
+from agentflow.step_runner import Body
 from agentflow.store.protocol import (
     CommitStep,
     Exists,
@@ -27,6 +28,8 @@ from agentflow.stored_errors import encode_error
 
 if TYPE_CHECKING:
     from agentflow.engine.runner import Runner
+
+logger = logging.getLogger("agentflow.engine")
 
 NOT_HERE = object()
 """Stands for a value that has to be decoded from what is stored."""
@@ -165,6 +168,16 @@ class Bodies:
             return await self._commit(self._step(attempt, body, started_at, error=error), attempt)
         failure = StoredAttempt(
             attempt.key, attempt.number + 1, encode_error(error), now + int(answer.seconds * 1e6), started_at
+        )
+        logger.warning(
+            "step %r of run %s failed, attempt %d: %s: %s; the next one in %.1f s",
+            attempt.key,
+            runner.run_id,
+            attempt.number + 1,
+            type(error).__name__,
+            error,
+            answer.seconds,
+            exc_info=error if attempt.number == 0 else None,
         )
         runner.stream.append("attempt.reset", None, step_key=attempt.key, attempt=attempt.number)
         runner.stream.flush()

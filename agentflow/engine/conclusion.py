@@ -97,6 +97,16 @@ class Conclusion:
         if isinstance(answer, Stop):
             return await self._fail(error)
         due = now + int(answer.seconds * 1e6)
+        logger.warning(
+            "run %s of %s failed between its steps, attempt %d: %s: %s; the next one in %.1f s",
+            runner.run_id,
+            runner.function.id,
+            len(failures) + 1,
+            type(error).__name__,
+            error,
+            answer.seconds,
+            exc_info=error if not failures else None,
+        )
         failure = StoredAttempt(key, len(failures) + 1, encode_error(error), due, now)
         recorded = await self._store.submit(RecordAttempt(runner.run_key, failure))
         return Lost(recorded.why) if isinstance(recorded, Fenced) else await self._pause(due, reason=None)
@@ -121,8 +131,13 @@ class Conclusion:
 
     async def _fail(self, error: BaseException) -> Verdict:
         runner = self._runner
-        logger.info(
-            "run %s of %s failed: %s: %s", runner.run_id, runner.function.id, type(error).__name__, error
+        logger.error(
+            "run %s of %s failed: %s: %s",
+            runner.run_id,
+            runner.function.id,
+            type(error).__name__,
+            error,
+            exc_info=error,
         )
         stored = error_of_run(error)
         return await self._finish(

@@ -39,7 +39,8 @@ from agentflow.ids import validate_id
 from agentflow.info import current_body
 from agentflow.keys import escape, make_key
 from agentflow.starts import new_event, trigger_event
-from agentflow.step import Body, RawId, Step, TakenKey, Wait
+from agentflow.step import Step
+from agentflow.step_runner import Body, RawId, TakenKey, Wait
 from agentflow.store.protocol import (
     CancelRun,
     ClaimedRun,

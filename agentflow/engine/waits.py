@@ -14,7 +14,7 @@ from agentflow.engine.host import TimerHandle
 from agentflow.engine.verdicts import Cancelled, Lost, Raised, Suspended
 from agentflow.errors import InvalidInput, LimitExceeded, NotFound, SignalConflict, Unserialisable
 from agentflow.runs import StepKind
-from agentflow.step import Wait, WaitPlan
+from agentflow.step_runner import Wait, WaitPlan
 from agentflow.store.protocol import (
     Adopt,
     Adopted,
