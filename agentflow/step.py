@@ -50,9 +50,8 @@ class Step:
     @property
     def ai(self) -> Inference:
         """Model calls as steps."""
-        from agentflow.inference import (
-            Inference,
-        )  # it needs Step itself, and the models only when they are used
+        # Late: it needs Step itself, and nobody but its callers needs the models.
+        from agentflow.inference import Inference
 
         return Inference(self)
 

@@ -10,6 +10,7 @@ import pytest
 from agentflow import App, Context, Step, cron, on_event
 from agentflow.app import LATER
 from agentflow.errors import ConfigurationError, NotFound
+from agentflow.settings import Settings
 
 
 async def plain(ctx: Context[int], step: Step) -> int:
@@ -153,3 +154,8 @@ async def test_two_workers_share_the_runs_of_one_app(database_url: str) -> None:
         runs = [await app.start(f) for _ in range(2)]
         for run in runs:
             await run.result(10)
+
+
+def test_a_setting_that_would_have_no_effect_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="retention"):
+        App("t", settings=Settings(retention="30d"))  # type: ignore[arg-type]

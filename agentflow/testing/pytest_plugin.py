@@ -1,4 +1,4 @@
-"""pytest fixtures, found by entry point: `harness`, `block_models`, `fake_provider`. Imports nothing heavy itself."""
+"""pytest fixtures, found by entry point, of the names that `agentflow.testing` has. Imports nothing heavy itself."""
 
 from __future__ import annotations
 
@@ -23,6 +23,30 @@ def block_models() -> Iterator[None]:
 
     with block_models():
         yield
+
+
+@pytest.fixture
+def meter() -> Callable[..., Any]:
+    """`agentflow.testing.meter`: the cassette of pytest-recording's `vcr` as a billing meter."""
+    from agentflow.testing.cassettes import meter
+
+    return meter
+
+
+@pytest.fixture
+def scrubbed_vcr_config() -> dict[str, Any]:
+    """`agentflow.testing.scrubbed_vcr_config()`, for a `vcr_config` fixture to return."""
+    from agentflow.testing.cassettes import scrubbed_vcr_config
+
+    return scrubbed_vcr_config()
+
+
+@pytest.fixture
+def provider_contract() -> Callable[..., Any]:
+    """`agentflow.testing.provider_contract`: the checks that every provider has to pass."""
+    from agentflow.testing.contracts import provider_contract
+
+    return provider_contract
 
 
 @pytest.fixture
