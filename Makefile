@@ -1,10 +1,7 @@
-# Short names for dev.py. Arguments: make test ARGS="tests/store -x", make faults N=3.
+# Short names for dev.py. Arguments: make test ARGS="tests/store -x".
 PYTHON ?= python3
 
-.PHONY: demo test check bench faults
+.PHONY: demo test check bench
 
 demo test check bench:
 	@$(PYTHON) dev.py $@ $(ARGS)
-
-faults:
-	@$(PYTHON) dev.py faults $(N)

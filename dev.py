@@ -5,7 +5,6 @@
     python3 dev.py test [ARGS]     the tests; ARGS go to pytest
     python3 dev.py check           ruff, mypy and the layers contract
     python3 dev.py bench [ARGS]    what agentflow claims about speed, measured here
-    python3 dev.py faults [N]      the long fault tests, N times
 
 Standard library only, and it parses on Python 3.7: who starts it with an old Python is helped on.
 """
@@ -65,7 +64,7 @@ class Problem(Exception):
 
 
 def main(argv: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "check": check, "bench": bench, "faults": faults}
+    commands = {"demo": demo, "test": test, "check": check, "bench": bench}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("help", "-h", "--help")
         if argv and not asked_for_help:
@@ -113,19 +112,12 @@ def check(args: list[str]) -> int:
 
 
 def bench(args: list[str]) -> int:
-    return run_module("bench", os.path.join("bench", "__main__.py"), args)
-
-
-def faults(args: list[str]) -> int:
-    return run_module("bench.faults", os.path.join("bench", "faults.py"), args)
-
-
-def run_module(module: str, file: str, args: list[str]) -> int:
+    file = os.path.join("bench", "__main__.py")
     if not os.path.exists(os.path.join(ROOT, file)):
         raise Problem(f"this checkout has no {file}")
     install("dev")
     os.chdir(ROOT)
-    return become([PYTHON, "-m", module] + args)
+    return become([PYTHON, "-m", "bench"] + args)
 
 
 def become(command: list[str]) -> int:
@@ -147,6 +139,7 @@ def install(extra: str) -> None:
     with only_one_at_a_time() as lock:
         if is_installed(extra):
             return
+        extra = extra or last_extra()
         what = "agentflow's core" if not extra else f"agentflow with the extra [{extra}]"
         say(f"installing {what} into .venv, about a minute ...")
         started = time.time()
@@ -345,6 +338,12 @@ def read_stamp() -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return stamp if isinstance(stamp, dict) else None
+
+
+def last_extra() -> str:
+    """What was installed last: with [dev] once, the demo after a change must not take it away from the tests."""
+    stamp = read_stamp()
+    return str(stamp.get("extra") or "") if stamp is not None else ""
 
 
 def remember(extra: str) -> None:

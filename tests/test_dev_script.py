@@ -6,6 +6,7 @@ import ast
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_a_change_of_what_is_needed_installs_again(
     assert not dev.is_installed("dev")
 
 
+def test_the_demo_after_a_change_leaves_the_tests_what_they_need(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch, checkout: Path
+) -> None:
+    installs_by(dev, monkeypatch, MAKE_VENV)
+    dev.install("dev")
+    with (checkout / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    monkeypatch.setattr(dev, "venv_is_usable", lambda: True)
+    monkeypatch.setattr(dev, "installers_for_present_venv", lambda: [([], [sys.executable, "-c", ""])])
+    dev.install("")
+    assert dev.is_installed("dev")
+    assert ".[dev]" in Path(dev.LOG).read_text()
+
+
 def test_an_install_killed_half_way_begins_anew(
     dev: ModuleType, monkeypatch: pytest.MonkeyPatch, checkout: Path
 ) -> None:
@@ -184,7 +199,8 @@ def test_the_second_of_two_waits_for_the_first(checkout: Path) -> None:
 def test_shows_its_commands(checkout: Path, arguments: list[str], code: int) -> None:
     done = subprocess.run([sys.executable, checkout / "dev.py", *arguments], capture_output=True, text=True)
     assert done.returncode == code
-    assert "dev.py demo" in done.stdout + done.stderr
+    shown = done.stdout + done.stderr
+    assert re.findall(r"dev\.py (\w+)", shown.partition("python3")[2]) == ["demo", "test", "check", "bench"]
 
 
 def test_says_when_the_benchmarks_are_not_there(checkout: Path) -> None:
