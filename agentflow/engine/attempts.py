@@ -49,6 +49,7 @@ class BodyAttempt:
     async def in_thread(self, fn: Callable[[], R]) -> R:
         job = self._threads.submit(contextvars.copy_context().run, fn)
         self._thread = asyncio.wrap_future(job)
+        self._thread.add_done_callback(_retrieve)
         try:
             # A thread cannot be stopped: the await may be cancelled, the thread's future must not be.
             result: R = await asyncio.shield(self._thread)
@@ -61,8 +62,6 @@ class BodyAttempt:
         """Wait until the thread of an attempt that timed out has ended, before another one begins."""
         if self._thread is not None and not self._thread.done():
             await asyncio.wait([self._thread])
-        if self._thread is not None and not self._thread.cancelled():
-            self._thread.exception()
 
     async def write_model_call(self, call: ModelCall) -> None:
         await self._commit(WriteModelCall(self._runner.run_key, call))
@@ -124,6 +123,12 @@ class BodyAttempt:
         if isinstance(answer, Fenced):
             raise self._runner.lost(answer.why)
         return answer
+
+
+def _retrieve(thread: asyncio.Future[Any]) -> None:
+    """Whoever waited for it may be gone."""
+    if not thread.cancelled():
+        thread.exception()
 
 
 def delivered_to(answer: Outcome, name: str) -> str | None:

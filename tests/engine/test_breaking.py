@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -24,6 +25,7 @@ from agentflow.errors import AgentflowError, NonRetriable, RunCancelled, RunFail
 from agentflow.events import Event
 from agentflow.functions import Registry
 from agentflow.runs import RunStatus, StepRecord
+from agentflow.settings import Settings
 from agentflow.starts import new_event
 from agentflow.step import Step
 from agentflow.store.protocol import Fenced, ResolveWait, SendEvents
@@ -596,6 +598,55 @@ async def test_a_step_called_in_the_thread_of_a_body_fails_the_run(sqlite_url: s
         with pytest.raises(RunFailed, match="NestedStep"):
             await run.result(5)
         assert threads != [threading.main_thread()]
+
+
+async def test_what_a_thread_raises_after_its_step_was_cancelled_is_nobodys_business(sqlite_url: str) -> None:
+    app, gate, unheard, loop = App("t"), threading.Event(), [], asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: unheard.append(context))
+
+    @app.function(retries=0)
+    async def f(ctx: Context[None], step: Step) -> str:
+        def body() -> None:
+            gate.wait(5)
+            raise ValueError("late")
+
+        try:
+            async with asyncio.timeout(0.05):
+                await step.run("body", body)
+        except TimeoutError:
+            return "went on"
+        return "no"
+
+    async with harness(app, database_url=sqlite_url) as h:
+        assert await (await h.start(f)).result(5) == "went on"
+        gate.set()
+    await asyncio.sleep(0.05)
+    gc.collect()
+    loop.set_exception_handler(before)
+    assert unheard == []
+
+
+async def test_a_sync_body_that_timed_out_before_it_had_a_thread_is_not_called_later(sqlite_url: str) -> None:
+    app, calls, gate = App("t", settings=Settings(concurrency=1)), [], threading.Event()
+
+    @app.function(retries=0)
+    async def f(ctx: Context[None], step: Step) -> str:
+        async def queued() -> str:
+            try:
+                await step.run("queued", lambda: calls.append(1), timeout=0.1)
+            except StepError as error:
+                return error.name
+            finally:
+                gate.set()
+            return "no"
+
+        _, told = await asyncio.gather(step.run("hog", lambda: gate.wait(5)), queued())
+        return told
+
+    async with harness(app, database_url=sqlite_url) as h:
+        assert await (await h.start(f)).result(5) == "TimeoutError"
+        assert calls == []
 
 
 async def test_a_step_called_outside_of_the_runs_tasks_is_refused(sqlite_url: str) -> None:
