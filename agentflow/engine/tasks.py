@@ -12,7 +12,7 @@ import gc
 import os
 import threading
 from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType
 from typing import Any, Protocol, cast
@@ -182,12 +182,17 @@ def blocker_of(task: Task[Any]) -> Future[Any] | None:
 
 
 def has_local_timer(loop: AbstractEventLoop, tasks: Collection[Task[Any]]) -> bool:
-    """Whether an `asyncio.timeout` of one of these tasks is running."""
-    for handle in getattr(loop, "_scheduled", ()):
+    """Whether an `asyncio.timeout` of one of these tasks is running, or one is to be cancelled later."""
+    timers = getattr(loop, "_scheduled", None)
+    if timers is None:  # uvloop keeps its timers to itself
+        return any(_is_within_timeout(task) for task in tasks)
+    for handle in timers:
         if handle.cancelled():
             continue
         owner = getattr(getattr(handle, "_callback", None), "__self__", None)
-        if isinstance(owner, asyncio.Timeout) and getattr(owner, "_task", None) in tasks:
+        if isinstance(owner, asyncio.Timeout):
+            owner = getattr(owner, "_task", None)
+        if isinstance(owner, Task) and owner in tasks:
             return True
     return False
 
@@ -206,21 +211,34 @@ def _state_of_group(futures: Collection[Future[Any]], engine: Collection[Future[
     return TaskState.WAITS if known else TaskState.BUSY
 
 
+def _is_within_timeout(task: Task[Any]) -> bool:
+    """Whether the code that the task stands in is inside an `async with asyncio.timeout(...)` that is running."""
+    for awaiting in _chain_of(task):
+        for held in gc.get_referents(awaiting):  # its variables, and the ends of its `with` blocks
+            timer = getattr(held, "__self__", None)
+            if isinstance(timer, asyncio.Timeout) and timer.when() is not None and not timer.expired():
+                return True
+    return False
+
+
 def _innermost(task: Task[Any]) -> tuple[CodeType | None, FrameType | None]:
-    """The code at the bottom of the chain of awaits, coroutines and async generators alike."""
+    """The code at the bottom of the chain of awaits."""
+    chain = list(_chain_of(task))
+    last = chain[-1] if chain else None
+    if isinstance(last, CoroutineType):
+        return last.cr_code, last.cr_frame
+    return (None, None) if last is None else (last.ag_code, last.ag_frame)
+
+
+def _chain_of(task: Task[Any]) -> Iterator[CoroutineType[Any, Any, Any] | AsyncGeneratorType[Any, Any]]:
+    """What the task is in the middle of, each awaiting the next: coroutines and async generators alike."""
     current: Any = task.get_coro()
-    while True:
-        if isinstance(current, CoroutineType):
-            following, code, frame = current.cr_await, current.cr_code, current.cr_frame
-        elif isinstance(current, AsyncGeneratorType):
-            following, code, frame = current.ag_await, current.ag_code, current.ag_frame
-        else:
-            return None, None
+    while isinstance(current, CoroutineType | AsyncGeneratorType):
+        yield current
+        following = current.cr_await if isinstance(current, CoroutineType) else current.ag_await
         if type(following).__name__ in _STEPS_OF_GENERATORS:
             # What `async for` awaits does not name its generator, and yet holds on to it.
             following = next(
                 (it for it in gc.get_referents(following) if isinstance(it, AsyncGeneratorType)), None
             )
-        if not isinstance(following, CoroutineType | AsyncGeneratorType):
-            return code, frame
         current = following

@@ -18,7 +18,7 @@ from agentflow.clock import SystemClock
 from agentflow.context import Context
 from agentflow.engine.claims import Claims
 from agentflow.engine.leases import HeartbeatThread
-from agentflow.engine.tasks import install_task_factory
+from agentflow.engine.tasks import has_local_timer, install_task_factory
 from agentflow.engine.wakeups import Wakeups
 from agentflow.engine.worker import Worker
 from agentflow.errors import AgentflowError, NonRetriable, RunCancelled, RunFailed, StepError
@@ -383,6 +383,36 @@ async def test_a_timeout_of_the_loop_in_a_parent_task_keeps_the_run_in_memory(sq
 
     async with harness(app, database_url=sqlite_url) as h:
         assert await (await h.start(f)).result(5) == "local"
+
+
+@pytest.mark.parametrize("limit", [50, None])
+async def test_a_local_timeout_is_seen_in_a_loop_that_does_not_show_its_timers(limit: int | None) -> None:
+    class Loop:
+        """As uvloop's."""
+
+    async def deep() -> None:
+        async with asyncio.timeout(limit):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(deep())
+    await asyncio.sleep(0)
+    assert has_local_timer(Loop(), {task}) is (limit is not None)  # type: ignore[arg-type]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_task_that_is_to_be_cancelled_later_keeps_the_run_in_memory(sqlite_url: str) -> None:
+    app = App("t")
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> str:
+        task = asyncio.create_task(step.wait_for_signal("w", signal="go", timeout="1d"))
+        asyncio.get_running_loop().call_later(0.2, task.cancel)
+        await asyncio.wait([task])
+        return "cancelled" if task.cancelled() else "no"
+
+    async with harness(app, database_url=sqlite_url) as h:
+        assert await (await h.start(f)).result(5) == "cancelled"
 
 
 async def test_a_timeout_without_a_time_does_not_keep_a_run_in_memory(sqlite_url: str) -> None:
