@@ -35,7 +35,7 @@ def dev(
         bool, typer.Option("--reload/--no-reload", help="Start again when a .py file changes.")
     ] = True,
 ) -> None:
-    """Worker and API on 127.0.0.1, started again when a file changes."""
+    """Worker and API on 127.0.0.1, started again when a file changes; /docs there shows the routes."""
     if not is_loopback(host):
         usage(
             f"--host {host} would let everybody on the network start runs and decide approvals: `agentflow dev` asks "
@@ -50,7 +50,12 @@ def dev(
     os.environ[APP_VARIABLE] = find_ref(module or app) or ""
     log_to_stderr()
     shown = f"[{host}]" if ":" in host else host
-    say(f"agentflow: app {found.id!r} on http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    say(
+        f"agentflow: app {found.id!r}, worker and API (Ctrl-C ends it)\n"
+        f"    {url}/docs       every route, to try it out\n"
+        f"    {url}/functions  the API has no prefix here: /functions, /runs, /events, /approvals ..."
+    )
     serve(listener, reload=reload)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,20 @@ async def body():
 @app.function
 async def slow(ctx: Context[dict], step: Step) -> str:
     return await step.run("body", body)
+"""
+
+TALKATIVE = """
+import logging
+
+from agentflow import App, Context, Step
+
+app = App("talkative", database_url="sqlite:///talkative.db")
+
+
+@app.function
+async def talk(ctx: Context[dict], step: Step) -> None:
+    ctx.logger.info("a word from the run")
+    logging.getLogger(__name__).warning("a word from its module")
 """
 
 Launch = Callable[..., subprocess.Popen[bytes]]
@@ -99,6 +116,23 @@ def test_a_worker_that_is_told_to_stop_lets_the_body_end(
     assert "body\trun\tcompleted" in shown
 
 
+def test_a_worker_logs_readable_lines_and_nothing_of_how_the_tables_are_made(
+    empty_folder: Path, launch: Launch
+) -> None:
+    (empty_folder / "app.py").write_text(TALKATIVE)
+    worker = launch("worker")
+    told = read_until(worker, "works on talk")
+    Project(empty_folder, "app:app").run("start", "talk", "--data", "{}")
+    told += read_until(worker, "from its module")
+    code, rest = end(worker, signal.SIGTERM)
+    lines = (told + rest).splitlines()
+    assert code == 0
+    assert [line for line in lines if "alembic" in line or "upgrade" in line] == []
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert [line for line in lines if re.fullmatch(rf"{moment} INFO     a word from the run", line)] != []
+    assert [line for line in lines if re.fullmatch(rf"{moment} WARNING  app: a word from its module", line)]
+
+
 def test_a_worker_without_functions_says_so(empty_folder: Path) -> None:
     (empty_folder / "app.py").write_text("from agentflow import App\napp = App('empty')\n")
     refused = Project(empty_folder, "app:app").run("worker")
@@ -127,7 +161,10 @@ def test_dev_serves_the_api_and_starts_again_when_a_file_changes(empty_folder: P
     (empty_folder / "app.py").write_text(SLOW)
     server = launch("dev", "--port", "0")
     told = read_until(server, "Application startup complete")
-    port = int(told.partition("http://127.0.0.1:")[2].split()[0])
+    urls = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", told)
+    port = int(urls[0][0])
+    assert [path for _, path in urls] == ["/docs", "/functions"]
+    assert b"swagger" in _read(port, "/docs").lower()
     assert _get(port, "/functions")["data"][0]["id"] == "slow"
     (empty_folder / "app.py").write_text(SLOW.replace("async def slow", "async def fresh"))
     read_until(server, "Reloading")
@@ -138,8 +175,10 @@ def test_dev_serves_the_api_and_starts_again_when_a_file_changes(empty_folder: P
 
 
 def _get(port: int, path: str) -> Any:
-    import json
-    import urllib.request
+    return json.loads(_read(port, path))
 
+
+def _read(port: int, path: str) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=SECONDS) as answer:
-        return json.loads(answer.read())
+        found: bytes = answer.read()
+    return found
