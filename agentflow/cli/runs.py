@@ -164,8 +164,9 @@ def waits_for(run: Run) -> str:
     if not run.waiting:
         return ""
     first, more = run.waiting[0], len(run.waiting) - 1
-    name = f" {first.name}" if first.name else ""
-    return f"{first.kind}{name}" + (f" and {more} more" if more else "")
+    # A key with an @ is the code's between two steps, which nobody has named.
+    name = first.name or ("" if first.kind != "retry" or first.step_key.startswith("@") else first.step_key)
+    return f"{first.kind} {name}".rstrip() + (f" and {more} more" if more else "")
 
 
 def _took(run: Run) -> str:
@@ -177,8 +178,13 @@ def _took(run: Run) -> str:
 
 
 def _show(run: Run, steps: list[StepRecord]) -> None:
-    from agentflow.cli.output import duration, money, show_fields, show_table
+    from datetime import UTC, datetime
 
+    from agentflow.cli.output import duration, money, show_fields, show_table
+    from agentflow.cli.troubles import due, error_in_words, show_traceback, show_troubled_steps
+
+    now = datetime.now(UTC)
+    retry = next((waiting for waiting in run.waiting if waiting.kind == "retry"), None)
     show_fields(
         [
             ("id", run.id),
@@ -193,10 +199,12 @@ def _show(run: Run, steps: list[StepRecord]) -> None:
             ("ended", run.ended_at),
             ("input", None if run.input is None else run.input),
             ("output", run.output),
-            ("error", None if run.error is None else f"{run.error.name}: {run.error.message}"),
             ("waits for", waits_for(run)),
+            ("next attempt", None if retry is None else due(retry, now)),
+            ("error", None if run.error is None else error_in_words(run.error)),
         ]
     )
+    show_traceback(run.error)
     print()
     show_table(
         ("step", "kind", "status", "attempts", "took", "cost"),
@@ -213,5 +221,6 @@ def _show(run: Run, steps: list[StepRecord]) -> None:
             )
             for step in steps
         ],
-        empty="no steps yet",
+        empty="no steps yet" if run.ended_at is None else "no steps",
     )
+    show_troubled_steps(run, steps, now)

@@ -23,9 +23,11 @@ SHOP = """
 from decimal import Decimal
 
 from pydantic import BaseModel
+from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from agentflow import App, Context, Step
 from agentflow.agents import Agent, tool
+from agentflow.errors import StepError
 from agentflow.models.function import FunctionModel
 
 app = App("shop", database_url="sqlite:///shop.db")
@@ -53,6 +55,20 @@ async def breaks(ctx: Context[dict], step: Step) -> None:
     raise ValueError("it broke")
 
 
+@app.function
+async def stumbles(ctx: Context[dict], step: Step) -> None:
+    retrying = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(3600))
+    await step.run("look", lambda: {}["nowhere"], retry=retrying)
+
+
+@app.function
+async def catches(ctx: Context[dict], step: Step) -> None:
+    try:
+        await step.run("look", lambda: {}["nowhere"], retry=0)
+    except StepError:
+        pass
+
+
 @tool(approval=True)
 async def pay(account: str, amount: Decimal) -> str:
     '''Pay money.'''
@@ -69,6 +85,13 @@ def reply(request):
 
 
 app.add(Agent("payer", model=FunctionModel(reply, name="reply"), tools=[pay]))
+
+
+def say(request):
+    return "a" * 1000
+
+
+app.add(Agent("talker", model=f"scripted:{__name__}:say"))
 """
 
 _numbers = itertools.count()
