@@ -118,6 +118,7 @@ def start(
     """Start a run; a worker carries it out. With `--wait` its output comes on stdout."""
     from agentflow.cli.data import read_data, read_seconds
     from agentflow.cli.opened import opened
+    from agentflow.errors import InvalidInput
 
     payload = read_data(data)
     seconds = read_seconds(wait, option="--wait")
@@ -125,7 +126,12 @@ def start(
     async def work() -> None:
         async with opened(app) as found:
             target = await _target(found, function)
-            handle = await found.start(target, payload, idempotency_key=idempotency_key, tags=tag or ())
+            try:
+                handle = await found.start(target, payload, idempotency_key=idempotency_key, tags=tag or ())
+            except InvalidInput as error:
+                if data is not None:
+                    raise
+                raise InvalidInput(f"{error}. No data was given: give --data JSON") from error
             await _follow(
                 found, handle, seconds=seconds, waits=wait is not None, stream=stream, as_json=as_json
             )

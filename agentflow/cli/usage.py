@@ -35,10 +35,11 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """Tokens and cost. `possibly` counts calls of which nobody can tell whether they were billed."""
+    from agentflow.cli.costs import cost_in_words, with_known_costs
     from agentflow.cli.data import read_since
     from agentflow.cli.ids import run_id_of
     from agentflow.cli.opened import opened
-    from agentflow.cli.output import money, show_json, show_table
+    from agentflow.cli.output import show_json, show_table
     from agentflow.client import UsageReport
     from agentflow.clock import from_datetime
 
@@ -46,22 +47,23 @@ def usage(
 
     async def work() -> None:
         async with opened(app) as found:
-            calls = await found.client.store.queries.list_model_calls(
+            rows = await found.client.store.queries.list_model_calls(
                 run=None if run is None else await run_id_of(found, run),
                 tag=tag,
                 since=None if begin is None else from_datetime(begin),
             )
+        calls = with_known_costs([call for _, call in rows])
         groups: dict[str, list[ModelCall]] = {}
-        for _, call in calls:
+        for call in calls:
             groups.setdefault(_group(call, by), []).append(call)
         reports = {name: UsageReport.of(groups[name]) for name in sorted(groups)}
-        total = UsageReport.of([call for _, call in calls])
+        total = UsageReport.of(calls)
         if as_json:
             lines = [{by.value: name, **report.model_dump()} for name, report in reports.items()]
             show_json({"data": lines, "total": total.model_dump()})
             return
         if len(reports) > 1:
-            reports["total"] = total
+            reports["total"], groups["total"] = total, calls
         show_table(
             (by.value, "calls", "input", "cached", "output", "cost", "billed", "possibly"),
             [
@@ -71,7 +73,7 @@ def usage(
                     report.input_tokens,
                     report.cached_tokens,
                     report.output_tokens,
-                    money(report.cost),
+                    cost_in_words(groups[name]),
                     report.billed,
                     report.possibly_billed,
                 )

@@ -1,16 +1,17 @@
-"""Watching a run: a live waterfall on a terminal, a line for each event elsewhere, JSON lines with `--json`."""
+"""Watching a run: a live waterfall on a terminal, a line for each step elsewhere, JSON lines with `--json`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from agentflow.cli.costs import cost_in_words
 from agentflow.cli.exits import ExitCode, Stop
-from agentflow.cli.output import STATUS_STYLES, as_text, console, duration, is_terminal, money, visible
-from agentflow.cli.progress import Line, Progress, read_progress
-from agentflow.runs import Run, StepStatus, StreamItem
+from agentflow.cli.output import STATUS_STYLES, as_text, console, duration, is_terminal, visible
+from agentflow.cli.progress import CallsOfSteps, Line, Progress, line_of, read_progress
+from agentflow.cli.troubles import due, error_in_words
+from agentflow.runs import Run, RunStatus, StepKind, StepRecord, StepStatus, StreamItem, Waiting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 FRAME_SECONDS = 0.15
 BAR_WIDTH = 32
 WIDE = 100
-OFFLINE = "scripted"
-"""The provider that costs nothing, and so has no price either."""
+LONGEST_CELL = 200
 MARKS = {
     StepStatus.COMPLETED: "✓",
     StepStatus.FAILED: "✗",
@@ -47,11 +47,45 @@ async def watch_run(app: App, run_id: str, *, seconds: float | None, as_json: bo
 
 
 async def _watch_lines(app: App, run_id: str, *, as_json: bool) -> None:
+    """A line for each step that ends, `id kind status took used`, and one in that form for the run whenever its
+    status changes. With `json` everything, pieces of text and whole answers too."""
+    calls = CallsOfSteps(app, run_id)
     async for item in app.runs.handle(run_id).stream():
         if as_json:
             print(item.model_dump_json(), flush=True)
-        elif text := _as_line(item):
-            print(text, flush=True)
+        elif item.kind.startswith("step."):
+            step = StepRecord.model_validate({**item.data, "run_id": run_id})
+            line = line_of(step, calls=await calls.find(step))
+            print(_cells(line.key, line.kind, line.status, _took(line), _used_or_why(line)), flush=True)
+        elif item.kind.startswith("run.") or item.kind == "done":
+            print(_run_line(_as_told(await app.runs.get(run_id), item), datetime.now(UTC)), flush=True)
+
+
+def _as_told(run: Run, item: StreamItem) -> Run:
+    """The run as the item tells it: it may be further on by now."""
+    if item.kind == "done":
+        return run
+    waiting = [Waiting.model_validate(each) for each in item.data["waiting"]]
+    status = RunStatus(item.kind.removeprefix("run."))
+    return run.model_copy(update={"status": status, "waiting": waiting, "error": None, "ended_at": None})
+
+
+def _run_line(run: Run, now: datetime) -> str:
+    took = ((run.ended_at or now) - run.created_at).total_seconds()
+    why = [error_in_words(run.error)] if run.error else [run.reason] if run.reason else waits(run, now)
+    return _cells(run.id, run.function, run.status, duration(took), "; ".join(why))
+
+
+def _used_or_why(line: Line) -> str:
+    return ", ".join(text for text in (tokens_and_cost(line), line.error) if text)
+
+
+def _took(line: Line) -> str:
+    return duration(line.seconds(datetime.now(UTC))) if line.started_at else ""
+
+
+def _cells(*cells: str) -> str:
+    return "\t".join(visible(cell)[:LONGEST_CELL] for cell in cells).rstrip()
 
 
 async def _watch_live(app: App, run_id: str) -> None:
@@ -126,15 +160,17 @@ def tokens_and_cost(line: Line) -> str:
     if not line.calls:
         return ""
     given, made = line.tokens
-    if all(call.provider == OFFLINE for call in line.calls):
-        return f"{given} in, {made} out, no cost"
-    return f"{given} in, {made} out, {money(line.cost)}"
+    return f"{given} in, {made} out, {cost_in_words(line.calls)}"
 
 
 def waits(run: Run, now: datetime) -> list[str]:
     """Everything the run waits for: what, since when, until when."""
     texts = []
     for item in run.waiting:
+        if item.kind is StepKind.RETRY:
+            of = "" if item.step_key.startswith("@") else f" of {visible(item.step_key)}"
+            texts.append(f"waits for the next attempt{of}, due {due(item, now)}")
+            continue
         name = f" {visible(item.name)}" if item.name else ""
         since = duration((now - item.since).total_seconds())
         until = f", until {as_text(item.until)}" if item.until else ""
@@ -149,11 +185,3 @@ def _head(run: Run, now: datetime) -> Text:
     head = Text(f"run {run.id} of {visible(run.function)} ")
     head.append(run.status, style=STATUS_STYLES.get(run.status, ""))
     return head.append(f" {duration(took.total_seconds())}")
-
-
-def _as_line(item: StreamItem) -> str:
-    """A stream's item for a log; pieces of text are left to `--json`."""
-    if item.kind.endswith(".delta"):
-        return ""
-    data = "" if item.data is None else visible(json.dumps(item.data, ensure_ascii=False, default=str))
-    return "\t".join(part for part in (item.kind, visible(item.step_key or ""), data[:500]) if part)

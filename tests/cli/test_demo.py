@@ -235,6 +235,21 @@ def test_killed_while_a_person_is_asked_it_asks_again(
     assert second.last_lines == [f"answer: {APPROVED}", "model calls: 5", "refunds: 1"]
 
 
+def test_what_was_killed_while_the_model_was_asked_is_an_attempt_in_the_lines_and_in_the_table(
+    empty_folder: Path, shell: Shell
+) -> None:
+    command = [sys.executable, "-P", "-m", "agentflow", "demo", "--auto", "approve"]
+    environment = {**os.environ, "AGENTFLOW_DEMO_PAUSE": "0.5"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as first:
+        assert first.stdout is not None
+        assert any("turn0/model  asks the model" in line for line in first.stdout)
+        first.kill()
+    told = shell("demo", "--auto", "approve", env=environment).stdout
+    assert "▸ support#0/turn0/model  asks the model, attempt 2\n" in told
+    assert "\nsupport#0/turn0/model\tinfer\tcompleted\t2\t" in told
+    assert "\nsupport#0/turn1/model\tinfer\tcompleted\t1\t" in told
+
+
 def test_a_torn_line_in_the_ledger_is_no_refund(empty_folder: Path, shell: Shell) -> None:
     shell("demo", "--auto", "approve", "--fast")
     with open(empty_folder / ".agentflow" / "refunds.jsonl", "a") as file:

@@ -112,9 +112,26 @@ def test_watching_tells_each_step_and_the_end(project: Project) -> None:
     run_id = project.start("double", "3")
     told = project.run("runs", "watch", run_id)
     assert told.exit_code == 0
-    assert [line.split("\t")[0] for line in told.stdout.splitlines()] == ["step.completed", "done"]
+    step, run = (line.split("\t") for line in told.stdout.splitlines())
+    assert (step[:3], step[3].endswith(" s")) == (["double", "run", "completed"], True)
+    assert (run[:3], run[3].endswith(" s")) == ([run_id, "double", "completed"], True)
     items = [json.loads(line) for line in project.run("runs", "watch", run_id, "--json").stdout.splitlines()]
     assert [item["kind"] for item in items] == ["step.completed", "done"]
+
+
+def test_watching_shows_what_a_model_used_and_leaves_its_answer_to_json(project: Project) -> None:
+    run_id = project.start("agents/talker", '{"prompt": "talk"}')
+    call, *_ = project.run("runs", "watch", run_id).stdout.splitlines()
+    assert re.fullmatch(r"talker#0/turn0/model\tinfer\tcompleted\t\d\.\d\d s\t\d+ in, \d+ out, no cost", call)
+    assert "aaaa" in project.run("runs", "watch", run_id, "--json").stdout
+
+
+def test_watching_tells_why_a_step_failed_and_what_the_run_waits_for(project: Project) -> None:
+    caught = project.run("runs", "watch", project.start("catches", "{}")).stdout.splitlines()[0]
+    assert caught.split("\t")[:3] + caught.split("\t")[4:] == ["look", "run", "failed", "KeyError: 'nowhere'"]
+    waiting = project.run("runs", "watch", project.start("stumbles", "{}"), "--timeout", "200ms")
+    assert "\tstumbles\tsleeping\t" in waiting.stdout
+    assert "waits for the next attempt of look, due at " in waiting.stdout
 
 
 def test_watching_what_waits_ends_with_6_after_the_timeout(project: Project) -> None:
@@ -195,3 +212,24 @@ def test_usage_adds_up_what_models_used(project: Project, by: str) -> None:
     expected = {"agent": "payer", "model": "function:reply"}
     assert line[by] == expected.get(by, line[by])
     assert "unknown" in project.run("usage", "--by", by).stdout  # this model has no price
+
+
+def test_the_scripted_model_costs_nothing_and_does_not_hide_what_is_unknown(project: Project) -> None:
+    project.start("agents/talker", '{"prompt": "talk"}')
+    alone = project.run("usage").stdout.splitlines()[1].split("\t")
+    assert (alone[1], alone[5]) == ("1", "no cost")
+    assert json.loads(project.run("usage", "--json").stdout)["total"]["cost"] == "0"
+    project.start("agents/payer", '{"prompt": "pay"}')
+    costs = {
+        line.split("\t")[0]: line.split("\t")[5] for line in project.run("usage").stdout.splitlines()[1:]
+    }
+    assert sorted(costs.values()) == ["no cost", "unknown", "unknown"]
+    assert costs["total"] == "unknown"
+
+
+def test_a_start_without_the_data_it_needs_says_how_to_give_it(project: Project) -> None:
+    refused = project.run("start", "breaks")
+    assert refused.exit_code == 1
+    assert "the input of 'breaks' is not valid" in refused.stderr
+    assert refused.stderr.endswith("give --data JSON\n")
+    assert "give --data" not in project.run("start", "breaks", "--data", "[]").stderr

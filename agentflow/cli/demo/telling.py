@@ -48,14 +48,16 @@ class Teller:
     def tell(self, progress: Progress) -> None:
         """Say which steps have begun, which have ended, and what is waited for."""
         news, self._messages[:] = list(self._messages), []
+        latest: dict[str, datetime] = {}
         for line in progress.lines:
             place = (line.run_id, line.key)
-            before = self._told.get(place)
-            if before is not line.status:
+            # Within a run the lines come by their seq, and no clock may put them in another order.
+            at = line.ended_at or line.started_at or progress.run.created_at
+            latest[line.run_id] = at = max(at, latest.get(line.run_id, at))
+            if self._told.get(place) is not line.status:
                 self._told[place] = line.status
-                at = line.ended_at or line.started_at or progress.run.created_at
                 news.append((at, self._described(line)))
-        self.say(*(text for _, text in sorted(news)))
+        self.say(*(text for _, text in sorted(news, key=lambda told: told[0])))
 
     def say(self, *texts: str) -> None:
         """Print lines; the mark at the beginning of each gives its colour."""
