@@ -219,7 +219,7 @@ class Step:
                 return None
             return Signal(name=stored["name"], data=codec.decode(json.dumps(stored["data"])))
 
-        return self._runner.wait(key, Wait(StepKind.SIGNAL, plan, decode))
+        return self._runner.wait(key, Wait(StepKind.SIGNAL, plan, decode, is_from_outside=True))
 
     def approval(
         self, id: str, /, *, title: str, details: Any = None, policy: Approval | None = None

@@ -104,6 +104,8 @@ class Wait:
     """What the stored output means."""
     on_timeout: Callable[[], Awaitable[None]] | None = None
     """Called (again on every replay) before `InvokeTimeout` is raised."""
+    is_from_outside: bool = False
+    """What resolves it is somebody else's data: if that does not validate, the step raises `InvalidInput`."""
     resolves_at_once: bool = False
     """The step ends when the wait is registered: a detached invoke."""
 

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from agentflow.engine.policy import leaves
-from agentflow.errors import AgentflowError, StepError
+from agentflow.errors import AgentflowError, InvalidInput, StepError
 from agentflow.store.protocol import Json, StoredStep
 from agentflow.stored_errors import decode_error, encode_error, error_from
 
 
 def stored_error(step: StoredStep) -> AgentflowError:
     """What a failed step raises, on the first run and on replay alike."""
-    error = error_from(decode_error(step.error or "{}"), step_id=step.key, attempts=step.attempt)
-    error.__agentflow_memo__ = True  # type: ignore[attr-defined]
-    return error
+    return _memoized(error_from(decode_error(step.error or "{}"), step_id=step.key, attempts=step.attempt))
+
+
+def outside_value(step: StoredStep, decode: Callable[[Json], Any]) -> Any:
+    """The value of an outcome that somebody else delivered. Raises `InvalidInput` when it does not validate."""
+    if not step.ok:
+        raise stored_error(step)
+    try:
+        return decode(step.output or "null")
+    except InvalidInput as error:
+        raise _memoized(InvalidInput(f"what step {step.key!r} has received is not valid: {error}")) from error
 
 
 def is_timeout(step: StoredStep) -> bool:
     """Whether an invoke's own timeout was its outcome."""
     return not step.ok and decode_error(step.error or "{}").own == "InvokeTimeout"
+
+
+def _memoized(error: AgentflowError) -> AgentflowError:
+    error.__agentflow_memo__ = True  # type: ignore[attr-defined]
+    return error
 
 
 def is_memoized(error: BaseException) -> bool:

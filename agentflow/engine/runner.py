@@ -18,7 +18,7 @@ from agentflow.engine.bodies import NOT_HERE, Bodies
 from agentflow.engine.conclusion import Conclusion
 from agentflow.engine.host import Host
 from agentflow.engine.journal import Journal
-from agentflow.engine.outcomes import is_timeout, stored_error
+from agentflow.engine.outcomes import is_timeout, outside_value, stored_error
 from agentflow.engine.settle import Settling
 from agentflow.engine.streams import RunStream
 from agentflow.engine.tasks import Branch, current_branch, start_task
@@ -277,6 +277,8 @@ class Runner:
             await self._replay(known, wait.kind)
         if wait.on_timeout is not None and is_timeout(known):
             await wait.on_timeout()
+        if wait.is_from_outside:
+            return outside_value(known, wait.decode)
         return self._open(known, wait.decode)
 
     def _check_goes_on(self) -> None:

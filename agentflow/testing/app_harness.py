@@ -48,10 +48,10 @@ class Harness:
 
     async def idle(self) -> None:
         """Wait until nothing more can happen without time or input."""
-        while self._worker is not None:
-            if self._worker.running:
-                await self._worker.changed()
-            elif not await self._worker.claim_now() and not self._worker.running:
+        while (worker := self._worker) is not None:
+            if worker.running:
+                await worker.changed()
+            elif not await worker.claim_now() and not worker.running:
                 return
 
     async def advance(self, duration: Duration) -> None:

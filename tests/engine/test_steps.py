@@ -465,6 +465,33 @@ async def test_a_signal_goes_to_its_one_waiter(database_url: str) -> None:
             await h.signal("go")
 
 
+async def test_signal_data_that_does_not_validate_is_invalid_input_and_may_be_caught(
+    database_url: str,
+) -> None:
+    app = App("t")
+
+    @app.function
+    async def f(ctx: Context[bool], step: Step) -> str:
+        try:
+            await step.wait_for_signal("wait", signal=f"go-{ctx.data}", timeout="3d", output=Order)
+        except InvalidInput as error:
+            if not ctx.data:
+                raise
+            await step.sleep("nap", 1)
+            return str(error)
+        return "no"
+
+    async with harness(app, database_url=database_url) as h:
+        catching, letting_it_pass = await h.start(f, True), await h.start(f, False)
+        await h.idle()
+        for caught in (True, False):
+            await h.signal(f"go-{caught}", {"id": 1})
+        await h.advance("1m")
+        assert "what step 'wait' has received is not valid" in await catching.result(5)
+        with pytest.raises(RunFailed, match="InvalidInput"):
+            await letting_it_pass.result(5)
+
+
 async def test_a_wait_without_a_signal_times_out_with_none(database_url: str) -> None:
     app = App("t")
 
