@@ -35,7 +35,7 @@ from agentflow.ids import new_id
 from agentflow.principals import Principal
 from agentflow.runs import Page, Run, RunStatus, StepRecord
 from agentflow.settings import Settings
-from agentflow.starts import local_infos, new_event, new_run
+from agentflow.starts import encode_input, local_infos, new_event, new_run, rerun_of
 from agentflow.step import EventLike, as_events
 from agentflow.store.protocol import (
     AlreadyBuffered,
@@ -49,6 +49,8 @@ from agentflow.store.protocol import (
     KeyConflict,
     NewRun,
     NobodyWaits,
+    NoSuchStep,
+    Rerun,
     SendEvents,
     SendSignal,
     Sent,
@@ -265,6 +267,25 @@ class Runs:
         answer = await self._client.store.submit(CancelRun(run_id, reason, self._client.clock.now()))
         assert isinstance(answer, Cancelled)
         return await self.get(run_id)
+
+    async def rerun(self, run_id: str, from_step: str | None = None, data: Any = None) -> RunHandle[Any]:
+        """Do a run's work again, as a new run with `rerun_of`; `data` takes the place of its input.
+
+        `from_step` is the key of the first step that runs again: what ended before it is copied, but for approvals,
+        which are asked for again. Raises `NotFound` for an unknown run, function or step, `InvalidInput` for bad data.
+        """
+        client = self._client
+        origin = await client.store.queries.get_origin(run_id)
+        if origin is None:
+            raise NotFound(f"there is no run {run_id!r}")
+        function = await client.resolve(FunctionRef(origin.function, app=origin.app))
+        encoded = origin.input if data is None else encode_input(function, data)
+        run = rerun_of(origin, now=client.clock.now(), input=encoded)
+        answer = await client.store.submit(Rerun(run, run.created_at, from_step))
+        if isinstance(answer, NoSuchStep):
+            raise NotFound(f"run {run_id} has no step {from_step!r}")
+        assert isinstance(answer, Started)
+        return client._handle(answer.run_id, function, is_new=True)
 
 
 class Approvals:

@@ -14,7 +14,7 @@ from agentflow.functions import Function, FunctionRef, Registry
 from agentflow.ids import new_id
 from agentflow.matching import correlations
 from agentflow.settings import Settings
-from agentflow.store.protocol import FunctionInfo, Json, Micros, NewEvent, NewRun
+from agentflow.store.protocol import FunctionInfo, Json, Micros, NewEvent, NewRun, Origin
 
 MAX_DEPTH = 32
 KEY_LIFETIME = 24 * 3600 * 1_000_000
@@ -65,6 +65,24 @@ def new_run(
         idempotency_key=idempotency_key,
         idempotency_digest=None if idempotency_key is None else digest(loads(encoded)),
         idempotency_until=None if idempotency_key is None else now + KEY_LIFETIME,
+    )
+
+
+def rerun_of(origin: Origin, *, now: Micros, input: Json) -> NewRun:
+    """A run that does again what another one did, of nobody's parentage. What that one's parent got stands."""
+    run_id = new_id("run", now)
+    return NewRun(
+        id=run_id,
+        app=origin.app,
+        function=origin.function,
+        input=input,
+        created_at=now,
+        ready_at=now,
+        root_id=run_id,
+        trigger=origin.trigger,
+        event_id=origin.event_id,
+        rerun_of=origin.run_id,
+        tags=origin.tags,
     )
 
 

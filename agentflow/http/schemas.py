@@ -131,6 +131,15 @@ class CancelBody(BaseModel):
     reason: str | None = Field(default=None, max_length=2000)
 
 
+class RerunBody(BaseModel):
+    """From which step on a run is done again, and with what in place of its input; `null` leaves it as it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_step: Text | None = None
+    data: Any = None
+
+
 class SignalBody(BaseModel):
     """A message to the one run that waits for its name. `buffer` ("1h") keeps it for a wait that comes later."""
 

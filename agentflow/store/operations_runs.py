@@ -20,7 +20,9 @@ from agentflow.store.protocol import (
     KeyConflict,
     MailChanged,
     NewRun,
+    NoSuchStep,
     Release,
+    Rerun,
     Started,
     StartRun,
     Status,
@@ -41,6 +43,25 @@ def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     if state and state.owner == op.owner and state.epoch == 1 and state.status == Status.RUNNING:
         return outcome._replace(epoch=1)
     return outcome
+
+
+def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep]:
+    """Store a run that does another one's work again, with that one's steps before `from_step`."""
+    origin = op.run.rerun_of
+    before = None
+    if op.from_step is not None:
+        found = yield sql.READ_SEQ, {"of_run": origin, "of_key": op.from_step}
+        known = [seq for (seq,) in found if seq is not None]
+        if not known or op.from_step.startswith(
+            "@"
+        ):  # failures of the code between steps are kept under @<seq>
+            return NoSuchStep()
+        before = min(known)
+    started = yield from insert_run(tx, op.run, op.now)
+    assert isinstance(started, Started)  # it has no idempotency key
+    if started.created and before is not None:
+        yield sql.COPY_STEPS, {"to_run": op.run.id, "of_run": origin, "before": before}
+    return started
 
 
 def insert_run(

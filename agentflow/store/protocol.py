@@ -214,6 +214,19 @@ class ClaimedRun:
     """Only calls whose end is not known."""
 
 
+class Origin(NamedTuple):
+    """What a run was started with: what a rerun needs of it, and what never changes."""
+
+    run_id: str
+    app: str
+    function: str
+    input: Json
+    trigger: Json | None
+    tags: tuple[str, ...]
+    event_id: str | None
+    """The stored event that started it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionInfo:
     """A function as others see it who do not import it."""
@@ -237,6 +250,15 @@ class StartRun(NamedTuple):
     run: NewRun
     now: Micros
     owner: str | None = None
+
+
+class Rerun(NamedTuple):
+    """Store a run that does again what `run.rerun_of` did; with `from_step` what that one had done before the step is
+    copied, but for approvals: those are asked for again."""
+
+    run: NewRun
+    now: Micros
+    from_step: str | None = None
 
 
 class CommitStep(NamedTuple):
@@ -395,6 +417,7 @@ class RegisterFunctions(NamedTuple):
 
 Operation = (
     StartRun
+    | Rerun
     | CommitStep
     | RegisterWait
     | ResolveWait
@@ -450,6 +473,10 @@ class KeyConflict(NamedTuple):
     """The idempotency key was used with other data, for this run."""
 
     run_id: str
+
+
+class NoSuchStep(NamedTuple):
+    """The run has no step of that key: nothing was written."""
 
 
 class Waits(NamedTuple):
@@ -534,6 +561,7 @@ Outcome = (
     | Exists
     | Started
     | KeyConflict
+    | NoSuchStep
     | Waits
     | SignalTaken
     | Adopted
@@ -590,6 +618,8 @@ class Queries(Protocol):
     async def get_run(self, run_id: str) -> Run | None: ...
 
     async def get_status(self, run_id: str) -> RunStatus | None: ...
+
+    async def get_origin(self, run_id: str) -> Origin | None: ...
 
     async def list_ended(self, run_ids: Collection[str]) -> list[str]:
         """Those of the runs that have ended."""

@@ -16,7 +16,7 @@ from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
-from agentflow.store.protocol import FunctionInfo, Micros, ModelCall, Status
+from agentflow.store.protocol import FunctionInfo, Micros, ModelCall, Origin, Status
 from agentflow.store.statements import (
     MODEL_CALL_COLUMNS,
     approval,
@@ -81,6 +81,18 @@ class SqlQueries:
     async def get_status(self, run_id: str) -> RunStatus | None:
         rows = await self._rows(select(run.status).where(run.id == run_id))
         return RunStatus(Status(rows[0]["status"]).name.lower()) if rows else None
+
+    async def get_origin(self, run_id: str) -> Origin | None:
+        rows = await self._rows(
+            select(run.app, run.function, run_io.input, run_io.trigger, run_io.tags, event_run.event_id)
+            .join_from(run.id.table, run_io.run_id.table, run_io.run_id == run.id)
+            .outerjoin(event_run.run_id.table, event_run.run_id == run.id)
+            .where(run.id == run_id)
+        )
+        if not rows:
+            return None
+        found = dict(rows[0])
+        return Origin(run_id, **found | {"tags": tuple(json.loads(found["tags"] or "[]"))})
 
     async def list_ended(self, run_ids: Collection[str]) -> list[str]:
         ended: list[str] = []

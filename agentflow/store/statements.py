@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Integer,
     and_,
     case,
@@ -298,6 +299,36 @@ READ_UNREAD = Statement(
         select(*STEP_COLUMNS)
         .where(step.run_id == text("run"), step.seq.is_(None))
         .order_by(step.ended_at, step.key)
+    )
+)
+READ_SEQ = Statement(
+    lambda _: (
+        # A step that waits, or is between two attempts, comes after all that have a seq.
+        select(func.min(func.coalesce(step.seq, raw(str(NEVER), BigInteger))))
+        .where(step.run_id == text("of_run"), step.key == text("of_key"))
+        .union_all(
+            select(raw(str(NEVER), BigInteger)).where(
+                exists().where(wait.run_id == text("of_run"), wait.key == text("of_key"))
+            ),
+            select(raw(str(NEVER), BigInteger)).where(
+                exists().where(attempt.run_id == text("of_run"), attempt.key == text("of_key"))
+            ),
+        )
+    )
+)
+COPY_STEPS = Statement(
+    lambda d: (
+        d.insert(_STEP)
+        .from_select(
+            [column.key for column in step],
+            select(text("to_run"), *(column for column in step if column.key != "run_id")).where(
+                step.run_id == text("of_run"),
+                step.seq < big("before"),
+                step.kind != raw("'approval'"),
+            ),
+            include_defaults=False,
+        )
+        .on_conflict_do_nothing()
     )
 )
 INSERT_ATTEMPT = Statement(lambda d: d.insert(table_of(StepAttemptRow)).on_conflict_do_nothing())

@@ -195,3 +195,18 @@ def test_usage_adds_up_what_models_used(project: Project, by: str) -> None:
     expected = {"agent": "payer", "model": "function:reply"}
     assert line[by] == expected.get(by, line[by])
     assert "unknown" in project.run("usage", "--by", by).stdout  # this model has no price
+
+
+def test_a_run_is_done_again_from_a_step_with_other_data(project: Project) -> None:
+    first = project.start("double", "21")
+    again = project.run("runs", "rerun", first).stdout.strip()
+    other = json.loads(project.run("runs", "rerun", first, "--data", "4", "--json").stdout)
+    kept = project.run("runs", "rerun", first, "--from-step", "double", "-d", "5").stdout.strip()
+    project.work()
+    outputs = [
+        json.loads(project.run("runs", "show", run_id, "--json").stdout)["output"]
+        for run_id in (again, other["id"], kept)
+    ]
+    assert (other["rerun_of"], outputs) == (first, [42, 8, 10])
+    missing = project.run("runs", "rerun", first, "--from-step", "nowhere")
+    assert (missing.exit_code, "has no step 'nowhere'" in missing.stderr) == (4, True)

@@ -169,6 +169,22 @@ async def test_sub_runs_are_runs_of_their_own() -> None:
         assert await page.app.runs.handle(child).result(5) == "FOUR"
 
 
+async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = load("how-to/rerun.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.fulfil, "c")
+        with pytest.raises(RunFailed, match="KeyError"):
+            await run.result(5)
+        other = await page.with_another_order(run.id)
+        assert await other.result(5) == "packed B"
+        same = await page.go_on_at_the_packing(run.id)
+        with pytest.raises(RunFailed, match="KeyError"):
+            await same.result(5)
+        assert capsys.readouterr().out == "looking for c\nlooking for b\n"
+
+
 async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -190,3 +190,31 @@ def test_functions_are_listed_with_their_schemas(client: httpx2.Client) -> None:
     assert [trigger["name"] for trigger in ship["triggers"]] == ["order.placed"]
     assert listed["double"]["description"] == "Twice the number."
     assert [agent["id"] for agent in client.get("/agents").json()["data"]] == ["agents/desk"]
+
+
+def test_a_rerun_answers_201_with_the_new_run_and_where_it_is(client: httpx2.Client) -> None:
+    first = client.post("/functions/double/runs", json=21, headers={"Prefer": "wait=20"}).json()
+    answer = client.post(f"/runs/{first['id']}/rerun")
+    assert answer.status_code == 201
+    again = answer.json()
+    assert (again["rerun_of"], again["input"]) == (first["id"], 21)
+    assert answer.headers["location"] == f"/agentflow/runs/{again['id']}"
+    assert wait_for_status(client, again["id"], "completed")["output"] == 42
+    other = client.post(f"/runs/{first['id']}/rerun", json={"data": 4}).json()
+    assert wait_for_status(client, other["id"], "completed")["output"] == 8
+    kept = client.post(f"/runs/{first['id']}/rerun", json={"from_step": "double", "data": 5}).json()
+    assert wait_for_status(client, kept["id"], "completed")["output"] == 10
+
+
+def test_a_rerun_of_nothing_or_with_bad_data_is_refused(client: httpx2.Client) -> None:
+    first = client.post("/functions/double/runs", json=21, headers={"Prefer": "wait=20"}).json()
+    path = f"/runs/{first['id']}/rerun"
+    asked = [
+        (path, {"from_step": "nowhere"}, 404, "not_found"),
+        ("/runs/run_nowhere/rerun", {}, 404, "not_found"),
+        (path, {"data": "x"}, 422, "invalid_input"),
+        (path, {"step": "double"}, 422, "invalid_input"),
+    ]
+    for where, body, status, code in asked:
+        answer = client.post(where, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
