@@ -18,6 +18,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.events import EventTrigger
+from agentflow.flow import RunFailure
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
 from agentflow.store.protocol import FunctionInfo
 
@@ -43,6 +44,7 @@ class FunctionConfig:
     retries: int = 4
     retry: Retry | None = None
     step_timeout: Duration | None = None
+    on_failure: Handler | None = None
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -50,6 +52,10 @@ class FunctionConfig:
             raise ConfigurationError(f"retries={self.retries}: give a number of retries, 0 to {MOST_RETRIES}")
         policy = retry_policy(self.retries if self.retry is None else self.retry)
         object.__setattr__(self, "policy", policy)
+
+    def of_failures(self) -> FunctionConfig:
+        """How the runs of `on_failure` behave: with the same patience, but no flow control and no failure of theirs."""
+        return FunctionConfig(retries=self.retries, retry=self.retry, step_timeout=self.step_timeout)
 
 
 class Function(Generic[T, R]):
@@ -80,6 +86,19 @@ class Function(Generic[T, R]):
         self.is_agent = is_agent
         self.related = related
         """What has to be registered with it: the functions it invokes by itself."""
+        self.on_failure: Function[RunFailure, Any] | None = None
+        """What a failed run starts: the function `<id>-failure`."""
+        if self.config.on_failure is not None:
+            self.on_failure = Function(
+                self.config.on_failure,
+                id=f"{id}-failure",
+                app=app,
+                config=self.config.of_failures(),
+                input_type=RunFailure,
+                output_type=function_types(self.config.on_failure)[1],
+                description=(self.config.on_failure.__doc__ or f"After a failed run of {id}.").strip(),
+            )
+            self.related = (*related, self.on_failure)
         self.checks_of_tools: Mapping[str, Callable[[dict[str, Any]], object]] = {}
         """For an agent, by tool: what raises an `AgentflowError` for arguments that the tool would not take."""
 

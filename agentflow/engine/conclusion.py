@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from agentflow.crashpoints import point
+from agentflow.engine.failures import failure_run
 from agentflow.engine.outcomes import error_for_parent, error_of_run, is_memoized, only_cause
 from agentflow.engine.policy import NEVER_RETRIED, after_failure
 from agentflow.engine.verdicts import (
@@ -29,6 +30,7 @@ from agentflow.store.protocol import (
     Json,
     MailChanged,
     Micros,
+    NewRun,
     RecordAttempt,
     Release,
     Status,
@@ -141,7 +143,11 @@ class Conclusion:
         )
         stored = error_of_run(error)
         return await self._finish(
-            Raised(error), Status.FAILED, error=stored, parent_error=error_for_parent(stored)
+            Raised(error),
+            Status.FAILED,
+            error=stored,
+            parent_error=error_for_parent(stored),
+            follow_up=failure_run(runner.function, runner.claimed, stored, now=runner.now()),
         )
 
     async def _finish(
@@ -153,11 +159,12 @@ class Conclusion:
         error: Json | None = None,
         reason: str | None = None,
         parent_error: Json | None = None,
+        follow_up: NewRun | None = None,
     ) -> Verdict:
         runner = self._runner
         point("before_finish")
         answer = await self._store.submit(
-            Finish(runner.run_key, status, output, error, reason, runner.now(), parent_error)
+            Finish(runner.run_key, status, output, error, reason, runner.now(), parent_error, follow_up)
         )
         point("after_finish")
         if isinstance(answer, Fenced):

@@ -154,6 +154,8 @@ def finish(tx: Transaction, op: Finish) -> Work[Done | Fenced]:
     )
     if op.status == Status.CANCELLED:
         yield from _cancel_children(tx, run_id, op.reason, op.now)
+    if op.follow_up is not None:
+        yield from insert_run(tx, op.follow_up, op.now)
     return Done(state.mail, state.cancel)
 
 

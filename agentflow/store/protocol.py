@@ -359,6 +359,8 @@ class Finish(NamedTuple):
     now: Micros
     parent_error: Json | None = None
     """What the parent's step gets as error when the run did not complete."""
+    follow_up: NewRun | None = None
+    """A run that this end starts, in the same transaction."""
 
 
 class SendEvents(NamedTuple):

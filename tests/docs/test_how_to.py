@@ -169,6 +169,16 @@ async def test_sub_runs_are_runs_of_their_own() -> None:
         assert await page.app.runs.handle(child).result(5) == "FOUR"
 
 
+async def test_the_team_is_told_of_a_failed_run_once() -> None:
+    page = load("how-to/on-failure.md")
+    async with harness(page.app) as h:
+        assert await (await h.start(page.pay, 5)).result(5) == "charged 5"
+        run = await h.start(page.pay, 500)
+        await h.advance("1h")
+        assert await run.status() is RunStatus.FAILED
+        assert page.page == ["charge: ValueError: the card was refused"]
+
+
 async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
