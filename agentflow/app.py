@@ -14,7 +14,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import ConfigurationError
 from agentflow.events import CronTrigger, EventTrigger
-from agentflow.flow import RunFailure
+from agentflow.flow import RunFailure, Timeouts
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
 from agentflow.models.clients import held_clients
@@ -46,7 +46,6 @@ LATER = (
     "singleton",
     "idempotency",
     "cancel_on",
-    "timeouts",
 )
 
 
@@ -112,6 +111,7 @@ class App:
         retry: Retry | None = ...,
         step_timeout: Duration | None = ...,
         on_failure: UserFunction[RunFailure, Any] | None = ...,
+        timeouts: Timeouts | None = ...,
         **config: Any,
     ) -> Callable[[UserFunction[T, R]], Function[T, R]]: ...
 
@@ -124,13 +124,15 @@ class App:
         retry: Retry | None = None,
         step_timeout: Duration | None = None,
         on_failure: UserFunction[RunFailure, Any] | None = None,
+        timeouts: Timeouts | None = None,
         **config: Any,
     ) -> Any:
         """Register `async def f(ctx: Context[T], step: Step) -> R` as a durable function.
 
         `on` names the events that start it; `retries` counts for each step and for the code between steps.
         `on_failure=async def (ctx: Context[RunFailure], step)` runs once, as `<id>-failure`, after a run that has
-        failed. Errors in what is registered are raised here, as `ConfigurationError`.
+        failed. `timeouts=Timeouts(start=, finish=)` cancel a run that begins too late or takes too long.
+        Errors in what is registered are raised here, as `ConfigurationError`.
 
             @app.function(on="ticket.created", retries=2)
             async def handle_ticket(ctx: Context[Ticket], step: Step) -> Resolution: ...
@@ -143,7 +145,11 @@ class App:
             _refuse_unknown(name, config)
             try:
                 settings = FunctionConfig(
-                    retries=retries, retry=retry, step_timeout=step_timeout, on_failure=on_failure
+                    retries=retries,
+                    retry=retry,
+                    step_timeout=step_timeout,
+                    on_failure=on_failure,
+                    timeouts=timeouts,
                 )
             except ConfigurationError as error:
                 raise ConfigurationError(f"function {name!r}: {error}") from error

@@ -18,7 +18,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.events import EventTrigger
-from agentflow.flow import RunFailure
+from agentflow.flow import RunFailure, Timeouts
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
 from agentflow.store.protocol import FunctionInfo
 
@@ -45,11 +45,14 @@ class FunctionConfig:
     retry: Retry | None = None
     step_timeout: Duration | None = None
     on_failure: Handler | None = None
+    timeouts: Timeouts | None = None
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.retries, bool) or not 0 <= self.retries <= MOST_RETRIES:
             raise ConfigurationError(f"retries={self.retries}: give a number of retries, 0 to {MOST_RETRIES}")
+        if not isinstance(self.timeouts, Timeouts | None):
+            raise ConfigurationError(f"timeouts={self.timeouts!r}: give Timeouts(start=..., finish=...)")
         policy = retry_policy(self.retries if self.retry is None else self.retry)
         object.__setattr__(self, "policy", policy)
 

@@ -70,8 +70,8 @@ class Conclusion:
                 return await self._finish(verdict, Status.COMPLETED, output=output)
             case Raised(error=error):
                 return await self._after_error(only_cause(error))
-            case Cancelled():
-                reason = runner.claimed.reason
+            case Cancelled(reason=given):
+                reason = given or runner.claimed.reason
                 stored = encode_error(RunCancelled(runner.run_id, reason), traceback=False)
                 return await self._finish(
                     verdict, Status.CANCELLED, reason=reason, parent_error=error_for_parent(stored)
@@ -117,6 +117,7 @@ class Conclusion:
         """Leave the run to be claimed again at `due`; what was delivered meanwhile is read by that claim."""
         runner = self._runner
         mail = runner.waits.mail
+        due = min(due, runner.time_limit.deadline)
         while True:
             answer = await self._store.submit(Suspend(runner.run_key, mail, Status.SLEEPING, due, reason))
             match answer:

@@ -22,6 +22,7 @@ from agentflow.engine.outcomes import is_timeout, stored_error
 from agentflow.engine.settle import Settling
 from agentflow.engine.streams import RunStream
 from agentflow.engine.tasks import Branch, current_branch, start_task
+from agentflow.engine.time_limit import TimeLimit
 from agentflow.engine.unwinding import LeaseLost, Suspend, unwind
 from agentflow.engine.verdicts import Cancelled, Drained, Lost, Mismatched, Raised, Returned, Verdict
 from agentflow.engine.waits import RunWaits
@@ -79,6 +80,7 @@ class Runner:
         self.stream = RunStream(host.store, claimed.key, self.journal.take_seq)
         self.bodies = Bodies(self)
         self.waits = RunWaits(self, mail=claimed.mail)
+        self.time_limit = TimeLimit(function.config.timeouts, claimed, host, on_over=self.decide)
         self.settling = Settling(
             self._loop,
             self._branches,
@@ -94,9 +96,10 @@ class Runner:
         """Call the function, and see to it that what becomes of the run is written before its code is forgotten."""
         if self.claimed.cancel_at is not None:
             self.decide(Cancelled())
-        else:
+        elif not self.time_limit.watch():
             self._begin()
         verdict = await self._verdict
+        self.time_limit.close()
         self.settling.close()
         self.waits.close()
         self.stream.flush() if isinstance(verdict, Returned | Raised) else self.stream.close()

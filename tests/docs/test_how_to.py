@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from agentflow import RunStatus, ToolCall
-from agentflow.errors import NoWaiter, RunFailed
+from agentflow.errors import NoWaiter, RunCancelled, RunFailed
 from agentflow.testing import ScriptedModel, fake_provider, harness
 from tests.docs.pages import load
 
@@ -177,6 +177,20 @@ async def test_the_team_is_told_of_a_failed_run_once() -> None:
         await h.advance("1h")
         assert await run.status() is RunStatus.FAILED
         assert page.page == ["charge: ValueError: the card was refused"]
+
+
+async def test_a_run_is_cancelled_by_hand_or_after_three_days() -> None:
+    page = load("how-to/cancel-runs.md")
+    async with harness(page.app) as h:
+        first, second = (
+            await h.start(page.collect, {"order": "1"}),
+            await h.start(page.collect, {"order": "2"}),
+        )
+        await h.idle()
+        assert (await page.withdraw(first.id)).status is RunStatus.CANCELLED
+        await h.advance("3d")
+        with pytest.raises(RunCancelled, match="it had not ended within 3d"):
+            await second.result(5)
 
 
 async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
