@@ -29,7 +29,7 @@ from agentflow.errors import (
     SignalConflict,
 )
 from agentflow.events import EventRecord
-from agentflow.functions import Function, FunctionRef, Registry, Target
+from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, Target
 from agentflow.handles import RunHandle, Watchers
 from agentflow.ids import new_id
 from agentflow.principals import Principal
@@ -190,18 +190,21 @@ class Client:
             # A process that only starts runs need not import the functions: the database knows them.
             if isinstance(target, str):
                 target = FunctionRef(target)
-            if not isinstance(target, FunctionRef) or not await self._is_known(target):
+            known = await self._registered(target) if isinstance(target, FunctionRef) else None
+            if known is None:
                 raise
-            return target
-        if isinstance(resolved, FunctionRef) and not await self._is_known(resolved):
+            return known
+        if isinstance(resolved, Function):
+            return resolved
+        known = await self._registered(resolved)
+        if known is None:
             raise NotFound(
                 f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
             )
-        return resolved
+        return known
 
-    async def _is_known(self, ref: FunctionRef) -> bool:
-        wanted = (ref.app or self.app, ref.id)
-        return any((info.app, info.id) == wanted for info in await self.list_functions())
+    async def _registered(self, ref: FunctionRef) -> RegisteredRef | None:
+        return RegisteredRef.find(ref, await self.list_functions(), app=self.app)
 
     async def list_functions(self) -> list[FunctionInfo]:
         """All functions of all apps, this process's own as they are now."""
@@ -280,7 +283,7 @@ class Runs:
             raise NotFound(f"there is no run {run_id!r}")
         function = await client.resolve(FunctionRef(origin.function, app=origin.app))
         encoded = origin.input if data is None else encode_input(function, data)
-        run = rerun_of(origin, now=client.clock.now(), input=encoded)
+        run = rerun_of(origin, function, now=client.clock.now(), input=encoded)
         answer = await client.store.submit(Rerun(run, run.created_at, from_step))
         if isinstance(answer, NoSuchStep):
             raise NotFound(f"run {run_id} has no step {from_step!r}")

@@ -35,7 +35,7 @@ from agentflow.errors import (
     ReplayMismatch,
 )
 from agentflow.events import Event
-from agentflow.functions import Function, FunctionRef, Target
+from agentflow.functions import Function, FunctionRef, RegisteredRef, Target
 from agentflow.ids import validate_id
 from agentflow.info import current_body
 from agentflow.keys import escape, make_key
@@ -325,13 +325,14 @@ class Runner:
 
     async def resolve_target(self, target: Target) -> Function[Any, Any] | FunctionRef:
         resolved = self.host.registry.resolve(target)
-        if isinstance(resolved, FunctionRef):
-            known = await self.host.list_functions()
-            if not any(info.app == resolved.app and info.id == resolved.id for info in known):
-                raise NotFound(
-                    f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
-                )
-        return resolved
+        if isinstance(resolved, Function):
+            return resolved
+        known = RegisteredRef.find(resolved, await self.host.list_functions(), app=self.app)
+        if known is None:
+            raise NotFound(
+                f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
+            )
+        return known
 
     async def cancel_child(self, run_id: str) -> None:
         await self.commit(CancelRun(run_id, f"run {self.run_id} waited too long for it", self.now()))

@@ -87,6 +87,8 @@ def insert_run(
             "parent_error": None,
         },
     )
+    for wait in run.cancel_on:
+        yield sql.INSERT_WAIT, {"run_id": run.id, **wait._asdict()}
     if run.event_id is not None:
         yield sql.INSERT_EVENT_RUN, {"event_id": run.event_id, "run_id": run.id}
     if owner is None:
@@ -168,7 +170,7 @@ def cancel_run(tx: Transaction, op: CancelRun) -> Work[Cancelled]:
     before = Status(RunState(*rows[0]).status)
     if before >= Status.COMPLETED:
         return Cancelled(run_status(before), (), ())
-    ended, asked = yield from _cancel_tree(tx, [op.run_id], op.reason, op.now)
+    ended, asked = yield from cancel_tree(tx, [op.run_id], op.reason, op.now)
     return Cancelled(run_status(before), tuple(ended), tuple(asked))
 
 
@@ -236,12 +238,7 @@ def child_outcome(
     return False, None, json.dumps(stored, ensure_ascii=False)
 
 
-def _cancel_children(tx: Transaction, run_id: str, reason: str | None, now: int) -> Work[None]:
-    children = yield sql.READ_CHILDREN, {"id": run_id}
-    yield from _cancel_tree(tx, [child for child, _ in children], reason, now)
-
-
-def _cancel_tree(
+def cancel_tree(
     tx: Transaction, roots: list[str], reason: str | None, now: int
 ) -> Work[tuple[list[str], list[str]]]:
     """Cancel these runs and what hangs on them, parents first; which ended at once and which were asked."""
@@ -285,6 +282,11 @@ def _cancel_tree(
         children = yield sql.READ_CHILDREN, {"id": run_id}
         todo.extend(child for child, _ in children)
     return ended, asked
+
+
+def _cancel_children(tx: Transaction, run_id: str, reason: str | None, now: int) -> Work[None]:
+    children = yield sql.READ_CHILDREN, {"id": run_id}
+    yield from cancel_tree(tx, [child for child, _ in children], reason, now)
 
 
 def _claim_key(run: NewRun, now: int) -> Work[Started | KeyConflict | None]:

@@ -39,6 +39,10 @@ class Status(IntEnum):
     SKIPPED = 7
 
 
+CANCEL_KIND = "cancel"
+"""A wait that resolves no step: the event that it is for cancels the run."""
+
+
 class RunKey(NamedTuple):
     """The right to write for a run: this worker owns it at this epoch."""
 
@@ -115,6 +119,8 @@ class NewRun(NamedTuple):
     idempotency_key: str | None = None
     idempotency_digest: str | None = None
     idempotency_until: Micros | None = None
+    cancel_on: tuple[StoredWait, ...] = ()
+    """Which events cancel it: waits of `CANCEL_KIND`, which nobody sees, and which go with the run's end."""
 
 
 class NewEvent(NamedTuple):

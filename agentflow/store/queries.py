@@ -16,7 +16,7 @@ from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
-from agentflow.store.protocol import FunctionInfo, Micros, ModelCall, Origin, Status
+from agentflow.store.protocol import CANCEL_KIND, FunctionInfo, Micros, ModelCall, Origin, Status
 from agentflow.store.statements import (
     MODEL_CALL_COLUMNS,
     approval,
@@ -147,7 +147,7 @@ class SqlQueries:
             return {}
         waits = await self._rows(
             select(wait.run_id, wait.key, wait.kind, wait.name, wait.since, wait.deadline)
-            .where(wait.run_id.in_(run_ids))
+            .where(wait.run_id.in_(run_ids), wait.kind != CANCEL_KIND)
             .order_by(wait.run_id, wait.since, wait.key)
         )
         return records.waiting_by_run(waits, await self._rows(_open_attempts(attempt.run_id.in_(run_ids))))
@@ -203,7 +203,7 @@ class SqlQueries:
     async def _unnumbered_steps(self, run_id: str, *, after_key: str | None = None) -> list[StepRecord]:
         """Steps without a seq, by key: delivered but not adopted yet, waiting, or between two attempts."""
         delivered = await self._rows(select(*_STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_(None)))
-        waits = await self._rows(select(*wait).where(wait.run_id == run_id))
+        waits = await self._rows(select(*wait).where(wait.run_id == run_id, wait.kind != CANCEL_KIND))
         attempts = await self._rows(_open_attempts(attempt.run_id == run_id))
         found = {record.key: record for record in map(records.attempted_step, attempts)}
         found |= {row["key"]: records.waiting_step(row) for row in waits}

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy import literal_column as raw
 
 from agentflow.clock import NEVER
+from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import (
     ApprovalRow,
     EventRow,
@@ -362,19 +363,23 @@ TAKE_WAIT = Statement(
 )
 TAKE_DUE_WAITS = Statement(
     lambda _: (
-        delete(_WAIT).where(wait.run_id == text("run"), wait.deadline <= big("now")).returning(*WAIT_COLUMNS)
+        delete(_WAIT)
+        .where(wait.run_id == text("run"), wait.deadline <= big("now"), wait.kind != raw(f"'{CANCEL_KIND}'"))
+        .returning(*WAIT_COLUMNS)
     )
 )
 DELETE_WAITS = Statement(lambda _: delete(_WAIT).where(wait.run_id == text("run")).returning(wait.kind))
 FIND_SIGNAL_WAIT = Statement(
     lambda _: select(wait.run_id, wait.key).where(wait.topic == text("name"), wait.kind == raw("'signal'"))
 )
+_EVENT_WAIT = (wait.run_id, wait.key, wait.kind, wait.correlation, wait.deadline)
+_FOR_EVENTS = wait.kind.in_((raw("'event'"), raw(f"'{CANCEL_KIND}'")))
 FIND_EVENT_WAITS = Statement(
     lambda d: (
-        select(wait.run_id, wait.key, wait.correlation)
+        select(*_EVENT_WAIT)
         .where(
             wait.topic == text("name"),
-            wait.kind == raw("'event'"),
+            _FOR_EVENTS,
             or_(wait.correlation.is_(None), d.among(wait.correlation, "correlations")),
         )
         .order_by(wait.run_id, wait.key)
@@ -382,11 +387,10 @@ FIND_EVENT_WAITS = Statement(
 )
 FIND_ALL_EVENT_WAITS = Statement(
     lambda _: (
-        select(wait.run_id, wait.key, wait.correlation)
-        .where(wait.topic == text("name"), wait.kind == raw("'event'"))
-        .order_by(wait.run_id, wait.key)
+        select(*_EVENT_WAIT).where(wait.topic == text("name"), _FOR_EVENTS).order_by(wait.run_id, wait.key)
     )
 )
+
 
 # ------------------------------------------------------------------------------------------- events and signals
 

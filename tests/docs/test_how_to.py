@@ -193,6 +193,19 @@ async def test_a_run_is_cancelled_by_hand_or_after_three_days() -> None:
             await second.result(5)
 
 
+async def test_an_event_cancels_the_reminders_of_its_order() -> None:
+    page = load("how-to/cancel-runs.md")
+    async with harness(page.app) as h:
+        first, second = [await h.start(page.remind, {"order": order}) for order in "12"]
+        await h.idle()
+        await h.send({"name": "shop/order.cancelled", "data": {"order": "1"}})
+        assert await first.status() is RunStatus.CANCELLED
+        await h.advance("1h")
+        await h.send({"name": "shop/closed"})
+        await h.advance("2d")
+        assert await second.result(5) == "reminded of 2"
+
+
 async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
