@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ from agentflow.store.protocol import (
     NewRun,
     NobodyWaits,
     NoSuchStep,
+    PauseFunction,
     Rerun,
     SendEvents,
     SendSignal,
@@ -211,9 +212,16 @@ class Client:
         if time.monotonic() - self._functions_read_at > FUNCTIONS_KEPT_SECONDS:
             self._functions = await self.store.queries.list_functions()
             self._functions_read_at = time.monotonic()
-        own = local_infos(self.registry)
-        known = {(info.app, info.id) for info in own}
-        return [*own, *(info for info in self._functions if (info.app, info.id) not in known)]
+        stored = {(info.app, info.id): info for info in self._functions}
+        own = {(info.app, info.id): info for info in local_infos(self.registry)}
+        for key, info in own.items():
+            if key in stored:
+                own[key] = replace(info, paused_at=stored[key].paused_at)
+        return list((own | {key: info for key, info in stored.items() if key not in own}).values())
+
+    def forget_functions(self) -> None:
+        """Read them again the next time."""
+        self._functions_read_at = float("-inf")
 
     def _handle(
         self, run_id: str, function: Function[Any, Any] | FunctionRef | None, *, is_new: bool = False
@@ -377,6 +385,24 @@ class Functions:
             if info.id == function_id:
                 return info
         raise NotFound(f"app {self._client.app!r} has no function {function_id!r}")
+
+    async def pause(self, function_id: str) -> FunctionInfo:
+        """Let the function's runs stay `queued`, old and new ones; what executes goes on until it waits.
+
+        It holds for all workers, and over restarts, until `resume`. Raises `NotFound`.
+        """
+        return await self._change(function_id, resume=False)
+
+    async def resume(self, function_id: str) -> FunctionInfo:
+        """Let the function's runs go on. Raises `NotFound`."""
+        return await self._change(function_id, resume=True)
+
+    async def _change(self, function_id: str, *, resume: bool) -> FunctionInfo:
+        client = self._client
+        await self.get(function_id)
+        await client.store.submit(PauseFunction(client.app, function_id, client.clock.now(), resume))
+        client.forget_functions()
+        return await self.get(function_id)
 
 
 class Events:

@@ -7,6 +7,7 @@ from typing import Any
 
 from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
+from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_messages import send_events, send_signal
 from agentflow.store.operations_runs import cancel_run, finish, release, rerun, start_run, suspend
 from agentflow.store.operations_steps import (
@@ -58,6 +59,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.CancelRun: cancel_run,
     p.AppendStream: append_stream,
     p.RegisterFunctions: register_functions,
+    p.PauseFunction: pause_function,
     Claim: claim,
     ListMail: list_mail,
     ListWorkers: list_workers,

@@ -9,6 +9,7 @@ from agentflow.clock import NEVER
 from agentflow.runs import RunStatus
 from agentflow.store import statements as sql
 from agentflow.store.delivery import deliver
+from agentflow.store.operations_functions import is_paused
 from agentflow.store.protocol import (
     Cancelled,
     CancelRun,
@@ -34,6 +35,8 @@ from agentflow.store.transaction import RunState, Transaction, Work, fence
 def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     """Store a run: running and owned when its worker's lease holds, else queued."""
     owner = op.owner if op.owner in tx.alive else None
+    if owner is not None and (yield from is_paused(tx, op.run)):
+        owner = None
     outcome = yield from insert_run(tx, op.run, op.now, owner=owner)
     if isinstance(outcome, KeyConflict) or outcome.created or op.owner is None:
         return outcome

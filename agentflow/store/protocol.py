@@ -423,6 +423,15 @@ class RegisterFunctions(NamedTuple):
     now: Micros
 
 
+class PauseFunction(NamedTuple):
+    """Let the runs of a function stay queued, or with `resume` be taken again. Twice is as once."""
+
+    app: str
+    function: str
+    now: Micros
+    resume: bool = False
+
+
 Operation = (
     StartRun
     | Rerun
@@ -442,6 +451,7 @@ Operation = (
     | CancelRun
     | AppendStream
     | RegisterFunctions
+    | PauseFunction
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes

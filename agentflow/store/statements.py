@@ -487,3 +487,18 @@ def _upsert_function(d: Flavour) -> Any:
 
 
 UPSERT_FUNCTION = Statement(_upsert_function)
+READ_PAUSED = Statement(lambda _: select(function.app, function.id).where(function.paused_at.is_not(None)))
+PAUSE_FUNCTION = Statement(
+    lambda _: (
+        update(table_of(FunctionRow))
+        .values(paused_at=func.coalesce(function.paused_at, big("now")))
+        .where(function.app == text("of_app"), function.id == text("of_id"))
+    )
+)
+RESUME_FUNCTION = Statement(
+    lambda _: (
+        update(table_of(FunctionRow))
+        .values(paused_at=null())
+        .where(function.app == text("of_app"), function.id == text("of_id"))
+    )
+)

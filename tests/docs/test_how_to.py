@@ -206,6 +206,19 @@ async def test_an_event_cancels_the_reminders_of_its_order() -> None:
         assert await second.result(5) == "reminded of 2"
 
 
+async def test_a_paused_function_loses_no_order() -> None:
+    page = load("how-to/pause.md")
+    async with harness(page.app) as h:
+        await page.while_the_bank_is_down()
+        await h.send({"name": "shop/order.placed", "data": {"order": "1"}})
+        await h.idle()
+        [run] = (await page.app.runs.list()).data
+        assert run.status is RunStatus.QUEUED
+        await page.when_it_is_back()
+        await h.idle()
+        assert await page.app.runs.handle(run.id).result(5) == "charged 1"
+
+
 async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

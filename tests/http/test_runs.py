@@ -218,3 +218,20 @@ def test_a_rerun_of_nothing_or_with_bad_data_is_refused(client: httpx2.Client) -
     for where, body, status, code in asked:
         answer = client.post(where, json=body)
         assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_runs_of_a_paused_function_stay_queued_until_it_is_resumed(client: httpx2.Client) -> None:
+    assert client.get("/functions/anything").json()["paused_at"] is None
+    paused = client.post("/functions/anything/pause")
+    try:
+        assert paused.status_code == 200
+        since = datetime.fromisoformat(paused.json()["paused_at"])
+        assert since.tzinfo is not None
+        started = client.post("/functions/anything/runs", json=1, headers={"Prefer": "wait=1"})
+        assert (started.status_code, started.json()["status"]) == (202, "queued")
+    finally:
+        resumed = client.post("/functions/anything/resume")
+    assert (resumed.status_code, resumed.json()["paused_at"]) == (200, None)
+    assert wait_for_status(client, started.json()["id"], "completed")["output"] == 1
+    missing = client.post("/functions/nowhere/pause")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
