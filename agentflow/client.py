@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agentflow.approvals import ApprovalRequest, Approve, DecisionInput, Deny, Edit, Respond
 from agentflow.clock import Clock, from_datetime
-from agentflow.codec import PLAIN
+from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import (
     AgentflowError,
@@ -35,7 +35,7 @@ from agentflow.ids import new_id
 from agentflow.principals import Principal
 from agentflow.runs import Page, Run, RunStatus, StepRecord
 from agentflow.settings import Settings
-from agentflow.starts import encode_input, local_infos, new_event, new_run, rerun_of
+from agentflow.starts import KEY_LIFETIME, encode_input, local_infos, new_event, new_run, rerun_of
 from agentflow.step import EventLike, as_events
 from agentflow.store.protocol import (
     AlreadyBuffered,
@@ -279,11 +279,19 @@ class Runs:
         assert isinstance(answer, Cancelled)
         return await self.get(run_id)
 
-    async def rerun(self, run_id: str, from_step: str | None = None, data: Any = None) -> RunHandle[Any]:
+    async def rerun(
+        self,
+        run_id: str,
+        from_step: str | None = None,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> RunHandle[Any]:
         """Do a run's work again, as a new run with `rerun_of`; `data` takes the place of its input.
 
         `from_step` is the key of the first step that runs again: what ended before it is copied, but for approvals,
-        which are asked for again. Raises `NotFound` for an unknown run, function or step, `InvalidInput` for bad data.
+        which are asked for again. The key is one of the function's, as in `App.start`. Raises `NotFound` for an
+        unknown run, function or step, `InvalidInput` for bad data, `IdempotencyConflict`.
         """
         client = self._client
         origin = await client.store.queries.get_origin(run_id)
@@ -292,11 +300,22 @@ class Runs:
         function = await client.resolve(FunctionRef(origin.function, app=origin.app))
         encoded = origin.input if data is None else encode_input(function, data)
         run = rerun_of(origin, function, now=client.clock.now(), input=encoded)
+        if idempotency_key is not None:
+            run = run._replace(
+                idempotency_key=idempotency_key,
+                idempotency_digest=digest([run_id, from_step, loads(encoded)]),
+                idempotency_until=run.created_at + KEY_LIFETIME,
+            )
         answer = await client.store.submit(Rerun(run, run.created_at, from_step))
         if isinstance(answer, NoSuchStep):
             raise NotFound(f"run {run_id} has no step {from_step!r}")
+        if isinstance(answer, KeyConflict):
+            raise IdempotencyConflict(
+                f"idempotency key {idempotency_key!r} of {origin.function!r} was used for something else, "
+                f"run {answer.run_id}"
+            )
         assert isinstance(answer, Started)
-        return client._handle(answer.run_id, function, is_new=True)
+        return client._handle(answer.run_id, function, is_new=answer.created)
 
 
 class Approvals:

@@ -48,7 +48,7 @@ def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     return outcome
 
 
-def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep]:
+def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep | KeyConflict]:
     """Store a run that does another one's work again, with that one's steps before `from_step`."""
     origin = op.run.rerun_of
     before = None
@@ -61,8 +61,7 @@ def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep]:
             return NoSuchStep()
         before = min(known)
     started = yield from insert_run(tx, op.run, op.now)
-    assert isinstance(started, Started)  # it has no idempotency key
-    if started.created and before is not None:
+    if isinstance(started, Started) and started.created and before is not None:
         yield sql.COPY_STEPS, {"to_run": op.run.id, "of_run": origin, "before": before}
     return started
 

@@ -235,3 +235,13 @@ def test_runs_of_a_paused_function_stay_queued_until_it_is_resumed(client: httpx
     assert wait_for_status(client, started.json()["id"], "completed")["output"] == 1
     missing = client.post("/functions/nowhere/pause")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+def test_the_same_key_reruns_once_and_for_something_else_it_is_refused(client: httpx2.Client) -> None:
+    first = client.post("/functions/double/runs", json=21, headers={"Prefer": "wait=20"}).json()
+    key = {"Idempotency-Key": f"again-{first['id']}"}
+    path = f"/runs/{first['id']}/rerun"
+    once, twice = [client.post(path, json={"data": 4}, headers=key).json()["id"] for _ in range(2)]
+    assert once == twice
+    other = client.post(path, json={"data": 5}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")

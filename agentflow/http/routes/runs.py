@@ -9,6 +9,7 @@ from fastapi import Body, Header, Path, Query, Request, Response
 
 from agentflow.http.api import Api, path_of_run
 from agentflow.http.problems import not_found
+from agentflow.http.routes.starts import IdempotencyKey
 from agentflow.http.schemas import (
     CancelBody,
     Limit,
@@ -91,12 +92,18 @@ def add_routes(api: Api) -> None:
         return await api.client.runs.cancel(run_id, None if body is None else body.reason)
 
     async def rerun(
-        request: Request, response: Response, run_id: RunId, body: Annotated[RerunBody | None, Body()] = None
+        request: Request,
+        response: Response,
+        run_id: RunId,
+        body: Annotated[RerunBody | None, Body()] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Run:
         """Do the run's work again, as a new run."""
         await api.find_run(run_id)
         asked = body or RerunBody()
-        handle = await api.client.runs.rerun(run_id, asked.from_step, asked.data)
+        handle = await api.client.runs.rerun(
+            run_id, asked.from_step, asked.data, idempotency_key=idempotency_key
+        )
         response.headers["Location"] = path_of_run(request, route=f"/runs/{run_id}/rerun", run_id=handle.id)
         return await api.client.runs.get(handle.id)
 
