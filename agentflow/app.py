@@ -14,6 +14,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import ConfigurationError
 from agentflow.events import CronTrigger, EventTrigger
+from agentflow.flow import CancelOn, RunFailure, Timeouts, as_cancel_on
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
 from agentflow.models.clients import held_clients
@@ -44,9 +45,6 @@ LATER = (
     "priority",
     "singleton",
     "idempotency",
-    "cancel_on",
-    "timeouts",
-    "on_failure",
 )
 
 
@@ -111,6 +109,9 @@ class App:
         retries: int = ...,
         retry: Retry | None = ...,
         step_timeout: Duration | None = ...,
+        on_failure: UserFunction[RunFailure, Any] | None = ...,
+        timeouts: Timeouts | None = ...,
+        cancel_on: CancelOn | Sequence[CancelOn] | None = ...,
         **config: Any,
     ) -> Callable[[UserFunction[T, R]], Function[T, R]]: ...
 
@@ -122,12 +123,18 @@ class App:
         retries: int = 4,
         retry: Retry | None = None,
         step_timeout: Duration | None = None,
+        on_failure: UserFunction[RunFailure, Any] | None = None,
+        timeouts: Timeouts | None = None,
+        cancel_on: CancelOn | Sequence[CancelOn] | None = None,
         **config: Any,
     ) -> Any:
         """Register `async def f(ctx: Context[T], step: Step) -> R` as a durable function.
 
-        `on` names the events that start it; `retries` counts for each step and for the code between steps. Errors in
-        what is registered are raised here, as `ConfigurationError`.
+        `on` names the events that start it; `retries` counts for each step and for the code between steps.
+        `on_failure=async def (ctx: Context[RunFailure], step)` runs once, as `<id>-failure`, after a run that has
+        failed. `timeouts=Timeouts(start=, finish=)` cancel a run that begins too late or takes too long,
+        `cancel_on=CancelOn(event, match=)` one for which such an event arrives.
+        Errors in what is registered are raised here, as `ConfigurationError`.
 
             @app.function(on="ticket.created", retries=2)
             async def handle_ticket(ctx: Context[Ticket], step: Step) -> Resolution: ...
@@ -139,7 +146,14 @@ class App:
             name = id or kebab(fn.__name__)
             _refuse_unknown(name, config)
             try:
-                settings = FunctionConfig(retries=retries, retry=retry, step_timeout=step_timeout)
+                settings = FunctionConfig(
+                    retries=retries,
+                    retry=retry,
+                    step_timeout=step_timeout,
+                    on_failure=on_failure,
+                    timeouts=timeouts,
+                    cancel_on=as_cancel_on(cancel_on),
+                )
             except ConfigurationError as error:
                 raise ConfigurationError(f"function {name!r}: {error}") from error
             return self._register(fn, name, _triggers(name, on), settings)
@@ -172,6 +186,8 @@ class App:
             description=(fn.__doc__ or "").strip(),
         )
         self._registry.add(function)
+        for other in function.related:
+            self._registry.add(other.as_function())
         return function
 
     # ------------------------------------------------------------------------------- opening and closing

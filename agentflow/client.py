@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agentflow.approvals import ApprovalRequest, Approve, DecisionInput, Deny, Edit, Respond
 from agentflow.clock import Clock, from_datetime
-from agentflow.codec import PLAIN
+from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import (
     AgentflowError,
@@ -29,13 +29,13 @@ from agentflow.errors import (
     SignalConflict,
 )
 from agentflow.events import EventRecord
-from agentflow.functions import Function, FunctionRef, Registry, Target
+from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, Target
 from agentflow.handles import RunHandle, Watchers
 from agentflow.ids import new_id
 from agentflow.principals import Principal
 from agentflow.runs import Page, Run, RunStatus, StepRecord
 from agentflow.settings import Settings
-from agentflow.starts import local_infos, new_event, new_run
+from agentflow.starts import KEY_LIFETIME, encode_input, local_infos, new_event, new_run, rerun_of
 from agentflow.step import EventLike, as_events
 from agentflow.store.protocol import (
     AlreadyBuffered,
@@ -49,6 +49,9 @@ from agentflow.store.protocol import (
     KeyConflict,
     NewRun,
     NobodyWaits,
+    NoSuchStep,
+    PauseFunction,
+    Rerun,
     SendEvents,
     SendSignal,
     Sent,
@@ -188,27 +191,37 @@ class Client:
             # A process that only starts runs need not import the functions: the database knows them.
             if isinstance(target, str):
                 target = FunctionRef(target)
-            if not isinstance(target, FunctionRef) or not await self._is_known(target):
+            known = await self._registered(target) if isinstance(target, FunctionRef) else None
+            if known is None:
                 raise
-            return target
-        if isinstance(resolved, FunctionRef) and not await self._is_known(resolved):
+            return known
+        if isinstance(resolved, Function):
+            return resolved
+        known = await self._registered(resolved)
+        if known is None:
             raise NotFound(
                 f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
             )
-        return resolved
+        return known
 
-    async def _is_known(self, ref: FunctionRef) -> bool:
-        wanted = (ref.app or self.app, ref.id)
-        return any((info.app, info.id) == wanted for info in await self.list_functions())
+    async def _registered(self, ref: FunctionRef) -> RegisteredRef | None:
+        return RegisteredRef.find(ref, await self.list_functions(), app=self.app)
 
     async def list_functions(self) -> list[FunctionInfo]:
         """All functions of all apps, this process's own as they are now."""
         if time.monotonic() - self._functions_read_at > FUNCTIONS_KEPT_SECONDS:
             self._functions = await self.store.queries.list_functions()
             self._functions_read_at = time.monotonic()
-        own = local_infos(self.registry)
-        known = {(info.app, info.id) for info in own}
-        return [*own, *(info for info in self._functions if (info.app, info.id) not in known)]
+        stored = {(info.app, info.id): info for info in self._functions}
+        own = {(info.app, info.id): info for info in local_infos(self.registry)}
+        for key, info in own.items():
+            if key in stored:
+                own[key] = replace(info, paused_at=stored[key].paused_at)
+        return list((own | {key: info for key, info in stored.items() if key not in own}).values())
+
+    def forget_functions(self) -> None:
+        """Read them again the next time."""
+        self._functions_read_at = float("-inf")
 
     def _handle(
         self, run_id: str, function: Function[Any, Any] | FunctionRef | None, *, is_new: bool = False
@@ -265,6 +278,44 @@ class Runs:
         answer = await self._client.store.submit(CancelRun(run_id, reason, self._client.clock.now()))
         assert isinstance(answer, Cancelled)
         return await self.get(run_id)
+
+    async def rerun(
+        self,
+        run_id: str,
+        from_step: str | None = None,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> RunHandle[Any]:
+        """Do a run's work again, as a new run with `rerun_of`; `data` takes the place of its input.
+
+        `from_step` is the key of the first step that runs again: what ended before it is copied, but for approvals,
+        which are asked for again. The key is one of the function's, as in `App.start`. Raises `NotFound` for an
+        unknown run, function or step, `InvalidInput` for bad data, `IdempotencyConflict`.
+        """
+        client = self._client
+        origin = await client.store.queries.get_origin(run_id)
+        if origin is None:
+            raise NotFound(f"there is no run {run_id!r}")
+        function = await client.resolve(FunctionRef(origin.function, app=origin.app))
+        encoded = origin.input if data is None else encode_input(function, data)
+        run = rerun_of(origin, function, now=client.clock.now(), input=encoded)
+        if idempotency_key is not None:
+            run = run._replace(
+                idempotency_key=idempotency_key,
+                idempotency_digest=digest([run_id, from_step, loads(encoded)]),
+                idempotency_until=run.created_at + KEY_LIFETIME,
+            )
+        answer = await client.store.submit(Rerun(run, run.created_at, from_step))
+        if isinstance(answer, NoSuchStep):
+            raise NotFound(f"run {run_id} has no step {from_step!r}")
+        if isinstance(answer, KeyConflict):
+            raise IdempotencyConflict(
+                f"idempotency key {idempotency_key!r} of {origin.function!r} was used for something else, "
+                f"run {answer.run_id}"
+            )
+        assert isinstance(answer, Started)
+        return client._handle(answer.run_id, function, is_new=answer.created)
 
 
 class Approvals:
@@ -353,6 +404,24 @@ class Functions:
             if info.id == function_id:
                 return info
         raise NotFound(f"app {self._client.app!r} has no function {function_id!r}")
+
+    async def pause(self, function_id: str) -> FunctionInfo:
+        """Let the function's runs stay `queued`, old and new ones; what executes goes on until it waits.
+
+        It holds for all workers, and over restarts, until `resume`. Raises `NotFound`.
+        """
+        return await self._change(function_id, resume=False)
+
+    async def resume(self, function_id: str) -> FunctionInfo:
+        """Let the function's runs go on. Raises `NotFound`."""
+        return await self._change(function_id, resume=True)
+
+    async def _change(self, function_id: str, *, resume: bool) -> FunctionInfo:
+        client = self._client
+        await self.get(function_id)
+        await client.store.submit(PauseFunction(client.app, function_id, client.clock.now(), resume))
+        client.forget_functions()
+        return await self.get(function_id)
 
 
 class Events:

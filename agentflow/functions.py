@@ -6,8 +6,9 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
@@ -18,6 +19,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.events import EventTrigger
+from agentflow.flow import CancelOn, RunFailure, Timeouts
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
 from agentflow.store.protocol import FunctionInfo
 
@@ -36,6 +38,21 @@ class FunctionRef:
     app: str | None = None
 
 
+@dataclass(frozen=True)
+class RegisteredRef(FunctionRef):
+    """A function that is not known here, but registered in this database."""
+
+    cancel_on: tuple[CancelOn, ...] = ()
+
+    @staticmethod
+    def find(ref: FunctionRef, infos: Iterable[FunctionInfo], *, app: str) -> RegisteredRef | None:
+        """The function of that name; without an app it is one of `app`."""
+        for info in infos:
+            if (info.app, info.id) == (ref.app or app, ref.id):
+                return RegisteredRef(info.id, info.app, cancel_on=cancel_on_of(info))
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FunctionConfig:
     """How a function's runs behave. `retry` is the default of its steps and rules the code between them too."""
@@ -43,13 +60,24 @@ class FunctionConfig:
     retries: int = 4
     retry: Retry | None = None
     step_timeout: Duration | None = None
+    on_failure: Handler | None = None
+    timeouts: Timeouts | None = None
+    cancel_on: tuple[CancelOn, ...] = ()
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.retries, bool) or not 0 <= self.retries <= MOST_RETRIES:
             raise ConfigurationError(f"retries={self.retries}: give a number of retries, 0 to {MOST_RETRIES}")
+        if not isinstance(self.timeouts, Timeouts | None):
+            raise ConfigurationError(f"timeouts={self.timeouts!r}: give Timeouts(start=..., finish=...)")
+        if any(rule.if_ is not None for rule in self.cancel_on):
+            raise ConfigurationError("cancel_on=CancelOn(if_=...) is not in this version yet: use match=")
         policy = retry_policy(self.retries if self.retry is None else self.retry)
         object.__setattr__(self, "policy", policy)
+
+    def of_failures(self) -> FunctionConfig:
+        """How the runs of `on_failure` behave: with the same patience, but no flow control and no failure of theirs."""
+        return FunctionConfig(retries=self.retries, retry=self.retry, step_timeout=self.step_timeout)
 
 
 class Function(Generic[T, R]):
@@ -80,6 +108,19 @@ class Function(Generic[T, R]):
         self.is_agent = is_agent
         self.related = related
         """What has to be registered with it: the functions it invokes by itself."""
+        self.on_failure: Function[RunFailure, Any] | None = None
+        """What a failed run starts: the function `<id>-failure`."""
+        if self.config.on_failure is not None:
+            self.on_failure = Function(
+                self.config.on_failure,
+                id=f"{id}-failure",
+                app=app,
+                config=self.config.of_failures(),
+                input_type=RunFailure,
+                output_type=function_types(self.config.on_failure)[1],
+                description=(self.config.on_failure.__doc__ or f"After a failed run of {id}.").strip(),
+            )
+            self.related = (*related, self.on_failure)
         self.checks_of_tools: Mapping[str, Callable[[dict[str, Any]], object]] = {}
         """For an agent, by tool: what raises an `AgentflowError` for arguments that the tool would not take."""
 
@@ -101,7 +142,11 @@ class Function(Generic[T, R]):
             "description": self.description,
         }
         triggers = json.dumps([trigger.model_dump() for trigger in self.triggers])
-        config = json.dumps({"retries": self.config.retries})
+        config = json.dumps(
+            {"retries": self.config.retries}
+            | ({"cancel_on": list(map(asdict, self.config.cancel_on))} if self.config.cancel_on else {}),
+            default=timedelta.total_seconds,
+        )
         text = json.dumps(schemas, sort_keys=True)
         version = sha256(f"{triggers}{config}{text}".encode()).hexdigest()[:12]
         return FunctionInfo(self.app, self.id, version, triggers, config, text)
@@ -184,6 +229,11 @@ class Registry:
         raise ConfigurationError(
             f"{target!r} is no function: give a Function, an Agent, a FunctionRef or an id"
         )
+
+
+def cancel_on_of(info: FunctionInfo) -> tuple[CancelOn, ...]:
+    """Which events cancel the runs of a registered function."""
+    return tuple(CancelOn(**rule) for rule in json.loads(info.config).get("cancel_on", ()))
 
 
 def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:

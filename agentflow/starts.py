@@ -6,15 +6,26 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from agentflow.clock import from_datetime, to_datetime
+from agentflow.clock import NEVER, from_datetime, to_datetime
 from agentflow.codec import PLAIN, digest, loads
+from agentflow.durations import to_micros
 from agentflow.errors import InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
-from agentflow.functions import Function, FunctionRef, Registry
+from agentflow.flow import CancelOn
+from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, cancel_on_of
 from agentflow.ids import new_id
-from agentflow.matching import correlations
+from agentflow.matching import MISSING, correlation, correlations, find
 from agentflow.settings import Settings
-from agentflow.store.protocol import FunctionInfo, Json, Micros, NewEvent, NewRun
+from agentflow.store.protocol import (
+    CANCEL_KIND,
+    FunctionInfo,
+    Json,
+    Micros,
+    NewEvent,
+    NewRun,
+    Origin,
+    StoredWait,
+)
 
 MAX_DEPTH = 32
 KEY_LIFETIME = 24 * 3600 * 1_000_000
@@ -65,6 +76,28 @@ def new_run(
         idempotency_key=idempotency_key,
         idempotency_digest=None if idempotency_key is None else digest(loads(encoded)),
         idempotency_until=None if idempotency_key is None else now + KEY_LIFETIME,
+        cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
+    )
+
+
+def rerun_of(
+    origin: Origin, function: Function[Any, Any] | FunctionRef, *, now: Micros, input: Json
+) -> NewRun:
+    """A run that does again what another one did, of nobody's parentage. What that one's parent got stands."""
+    run_id = new_id("run", now)
+    return NewRun(
+        id=run_id,
+        app=origin.app,
+        function=origin.function,
+        input=input,
+        created_at=now,
+        ready_at=now,
+        root_id=run_id,
+        trigger=origin.trigger,
+        event_id=origin.event_id,
+        rerun_of=origin.run_id,
+        tags=origin.tags,
+        cancel_on=cancel_waits(_rules_of(function), origin.trigger, input, since=now),
     )
 
 
@@ -82,17 +115,19 @@ def child_run(
             f"run {parent.run_id} is {MAX_DEPTH} runs deep: it may not invoke {function.id!r}"
         )
     now = parent.now()
+    encoded = encode_input(function, data)
     return NewRun(
         id=run_id,
         app=function.app or parent.app,
         function=function.id,
-        input=encode_input(function, data),
+        input=encoded,
         created_at=now,
         ready_at=now,
         root_id=parent.root_id,
         parent_id=parent.run_id,
         parent_key=parent_key,
         depth=parent.depth + 1,
+        cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
     )
 
 
@@ -128,11 +163,12 @@ def new_event(
             created_at=now,
             ready_at=max(ts, now),
             root_id=run_id,
-            trigger=json.dumps(envelope),
+            trigger=(trigger := json.dumps(envelope)),
             event_id=stored_id,
+            cancel_on=cancel_waits(cancel_on_of(info), trigger, data, since=max(ts, now)),
         )
         for info in functions
-        if any(EventTrigger(**trigger).fits(event.name) for trigger in json.loads(info.triggers))
+        if any(EventTrigger(**on).fits(event.name) for on in json.loads(info.triggers))
     )
     return NewEvent(
         id=stored_id,
@@ -154,6 +190,41 @@ def trigger_event(trigger: Json | None, input_json: Json) -> tuple[Event | None,
         return None, {"data": data}
     envelope = json.loads(trigger)
     return Event(**envelope, data=data), envelope | {"data": data}
+
+
+def cancel_waits(
+    rules: Sequence[CancelOn], trigger: Json | None, input_json: Json, *, since: Micros
+) -> tuple[StoredWait, ...]:
+    """What is stored with a run for each event that cancels it. A rule whose path the run's event lacks never does."""
+    if not rules:
+        return ()
+    _, event = trigger_event(trigger, input_json)
+    waits = []
+    for number, rule in enumerate(rules):
+        value = None if rule.match is None else find(rule.match, event)
+        if value is MISSING:
+            continue
+        waits.append(
+            StoredWait(
+                key=f"@cancel{number}",  # no step has a key that begins so
+                kind=CANCEL_KIND,
+                name=rule.event,
+                topic=rule.event,
+                correlation=None if rule.match is None else correlation(rule.match, value),
+                deadline=NEVER if rule.timeout is None else since + to_micros(rule.timeout),
+                since=since,
+                timeout_ok=True,
+                timeout_output=None,
+                timeout_error=None,
+            )
+        )
+    return tuple(waits)
+
+
+def _rules_of(function: Function[Any, Any] | FunctionRef) -> tuple[CancelOn, ...]:
+    if isinstance(function, Function):
+        return function.config.cancel_on
+    return function.cancel_on if isinstance(function, RegisteredRef) else ()
 
 
 def local_infos(registry: Registry) -> list[FunctionInfo]:

@@ -1,4 +1,4 @@
-"""`agentflow runs`: list, show, watch, cancel."""
+"""`agentflow runs`: list, show, watch, cancel, rerun."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentflow.cli.options import AppRef, AsJson, Cursor, Limit
 if TYPE_CHECKING:
     from agentflow.runs import Run, StepRecord
 
-commands = typer.Typer(no_args_is_help=True, help="Look at runs, and cancel them.")
+commands = typer.Typer(no_args_is_help=True, help="Look at runs, cancel them, do them again.")
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or a unique beginning of it.")]
 
@@ -143,6 +143,44 @@ def cancel(
             print(f"run {record.id} had ended before: {record.status}")
         else:
             print(f"run {record.id} is asked to stop at its next step")
+
+    run_async(work())
+
+
+@commands.command()
+def rerun(
+    run: RunId,
+    app: AppRef = None,
+    from_step: Annotated[
+        str | None,
+        typer.Option(
+            "--from-step",
+            help="The key of the first step that runs again; what ended before it is kept.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="Another input: JSON, @file, or - for stdin.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do a run's work again, as a new run; prints its id. Approvals are asked for again."""
+    from agentflow.cli.data import read_data
+    from agentflow.cli.ids import run_id_of
+    from agentflow.cli.opened import opened
+    from agentflow.cli.output import show_json
+
+    given = None if data is None else read_data(data)
+
+    async def work() -> None:
+        async with opened(app) as found:
+            handle = await found.runs.rerun(await run_id_of(found, run), from_step, given)
+            record = await found.runs.get(handle.id)
+        if as_json:
+            show_json(record)
+        else:
+            print(record.id)
 
     run_async(work())
 

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from agentflow.crashpoints import point
+from agentflow.engine.failures import failure_run
 from agentflow.engine.outcomes import error_for_parent, error_of_run, is_memoized, only_cause
 from agentflow.engine.policy import NEVER_RETRIED, after_failure
 from agentflow.engine.verdicts import (
@@ -29,6 +30,7 @@ from agentflow.store.protocol import (
     Json,
     MailChanged,
     Micros,
+    NewRun,
     RecordAttempt,
     Release,
     Status,
@@ -68,8 +70,8 @@ class Conclusion:
                 return await self._finish(verdict, Status.COMPLETED, output=output)
             case Raised(error=error):
                 return await self._after_error(only_cause(error))
-            case Cancelled():
-                reason = runner.claimed.reason
+            case Cancelled(reason=given):
+                reason = given or runner.claimed.reason
                 stored = encode_error(RunCancelled(runner.run_id, reason), traceback=False)
                 return await self._finish(
                     verdict, Status.CANCELLED, reason=reason, parent_error=error_for_parent(stored)
@@ -115,6 +117,7 @@ class Conclusion:
         """Leave the run to be claimed again at `due`; what was delivered meanwhile is read by that claim."""
         runner = self._runner
         mail = runner.waits.mail
+        due = min(due, runner.time_limit.deadline)
         while True:
             answer = await self._store.submit(Suspend(runner.run_key, mail, Status.SLEEPING, due, reason))
             match answer:
@@ -141,7 +144,11 @@ class Conclusion:
         )
         stored = error_of_run(error)
         return await self._finish(
-            Raised(error), Status.FAILED, error=stored, parent_error=error_for_parent(stored)
+            Raised(error),
+            Status.FAILED,
+            error=stored,
+            parent_error=error_for_parent(stored),
+            follow_up=failure_run(runner.function, runner.claimed, stored, now=runner.now()),
         )
 
     async def _finish(
@@ -153,11 +160,12 @@ class Conclusion:
         error: Json | None = None,
         reason: str | None = None,
         parent_error: Json | None = None,
+        follow_up: NewRun | None = None,
     ) -> Verdict:
         runner = self._runner
         point("before_finish")
         answer = await self._store.submit(
-            Finish(runner.run_key, status, output, error, reason, runner.now(), parent_error)
+            Finish(runner.run_key, status, output, error, reason, runner.now(), parent_error, follow_up)
         )
         point("after_finish")
         if isinstance(answer, Fenced):

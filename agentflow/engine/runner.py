@@ -22,6 +22,7 @@ from agentflow.engine.outcomes import is_timeout, outside_value, stored_error
 from agentflow.engine.settle import Settling
 from agentflow.engine.streams import RunStream
 from agentflow.engine.tasks import Branch, current_branch, start_task
+from agentflow.engine.time_limit import TimeLimit
 from agentflow.engine.unwinding import LeaseLost, Suspend, unwind
 from agentflow.engine.verdicts import Cancelled, Drained, Lost, Mismatched, Raised, Returned, Verdict
 from agentflow.engine.waits import RunWaits
@@ -34,7 +35,7 @@ from agentflow.errors import (
     ReplayMismatch,
 )
 from agentflow.events import Event
-from agentflow.functions import Function, FunctionRef, Target
+from agentflow.functions import Function, FunctionRef, RegisteredRef, Target
 from agentflow.ids import validate_id
 from agentflow.info import current_body
 from agentflow.keys import escape, make_key
@@ -79,6 +80,7 @@ class Runner:
         self.stream = RunStream(host.store, claimed.key, self.journal.take_seq)
         self.bodies = Bodies(self)
         self.waits = RunWaits(self, mail=claimed.mail)
+        self.time_limit = TimeLimit(function.config.timeouts, claimed, host, on_over=self.decide)
         self.settling = Settling(
             self._loop,
             self._branches,
@@ -94,9 +96,10 @@ class Runner:
         """Call the function, and see to it that what becomes of the run is written before its code is forgotten."""
         if self.claimed.cancel_at is not None:
             self.decide(Cancelled())
-        else:
+        elif not self.time_limit.watch():
             self._begin()
         verdict = await self._verdict
+        self.time_limit.close()
         self.settling.close()
         self.waits.close()
         self.stream.flush() if isinstance(verdict, Returned | Raised) else self.stream.close()
@@ -324,13 +327,14 @@ class Runner:
 
     async def resolve_target(self, target: Target) -> Function[Any, Any] | FunctionRef:
         resolved = self.host.registry.resolve(target)
-        if isinstance(resolved, FunctionRef):
-            known = await self.host.list_functions()
-            if not any(info.app == resolved.app and info.id == resolved.id for info in known):
-                raise NotFound(
-                    f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
-                )
-        return resolved
+        if isinstance(resolved, Function):
+            return resolved
+        known = RegisteredRef.find(resolved, await self.host.list_functions(), app=self.app)
+        if known is None:
+            raise NotFound(
+                f"no app {resolved.app!r} with a function {resolved.id!r} has registered in this database"
+            )
+        return known
 
     async def cancel_child(self, run_id: str) -> None:
         await self.commit(CancelRun(run_id, f"run {self.run_id} waited too long for it", self.now()))

@@ -32,7 +32,9 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Somebody cancelled it."""
+    """Somebody cancelled it, or its time is over; without a reason the database has one."""
+
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

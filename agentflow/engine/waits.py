@@ -211,7 +211,7 @@ class RunWaits:
             return
         only_timers = all(wait.is_timer for wait in self.outstanding.values())
         status = Status.SLEEPING if only_timers else Status.WAITING
-        ready_at = self._earliest()
+        ready_at = min(self._earliest(), runner.time_limit.deadline)
         point("before_suspend")
         submitted = runner.submit(Suspend(runner.run_key, self.mail, status, ready_at))
         submitted.add_done_callback(lambda future: self._suspended(future, ready_at))

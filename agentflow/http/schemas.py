@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from agentflow.approvals import Approve, DecisionInput, Deny, Edit, Respond
+from agentflow.clock import to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.events import Event
 from agentflow.runs import Page, RunStatus, StepRecord, Waiting
@@ -90,6 +91,7 @@ class FunctionBody(BaseModel):
     config: dict[str, Any]
     input_schema: dict[str, Any]
     output_schema: dict[str, Any]
+    paused_at: datetime | None
 
     @classmethod
     def of(cls, info: FunctionInfo) -> Self:
@@ -104,6 +106,7 @@ class FunctionBody(BaseModel):
             config=json.loads(info.config),
             input_schema=schemas.get("input", {}),
             output_schema=schemas.get("output", {}),
+            paused_at=None if info.paused_at is None else to_datetime(info.paused_at),
         )
 
 
@@ -129,6 +132,15 @@ class CancelBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: str | None = Field(default=None, max_length=2000)
+
+
+class RerunBody(BaseModel):
+    """From which step on a run is done again, and with what in place of its input; `null` leaves it as it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_step: Text | None = None
+    data: Any = None
 
 
 class SignalBody(BaseModel):

@@ -7,8 +7,9 @@ from typing import Any
 
 from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
+from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_messages import send_events, send_signal
-from agentflow.store.operations_runs import cancel_run, finish, release, start_run, suspend
+from agentflow.store.operations_runs import cancel_run, finish, release, rerun, start_run, suspend
 from agentflow.store.operations_steps import (
     append_stream,
     commit_step,
@@ -41,6 +42,7 @@ from agentflow.store.transaction import Transaction, Work
 
 _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.StartRun: start_run,
+    p.Rerun: rerun,
     p.CommitStep: commit_step,
     p.RegisterWait: register_wait,
     p.ResolveWait: resolve_wait,
@@ -57,6 +59,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.CancelRun: cancel_run,
     p.AppendStream: append_stream,
     p.RegisterFunctions: register_functions,
+    p.PauseFunction: pause_function,
     Claim: claim,
     ListMail: list_mail,
     ListWorkers: list_workers,
@@ -125,7 +128,7 @@ def weight_of(operation: Any) -> int:
     """Roughly how many bytes an operation brings; what is small anyway counts nothing."""
     if isinstance(operation, p.CommitStep | p.ResolveWait):
         return len(operation.step.output or "")
-    if isinstance(operation, p.StartRun):
+    if isinstance(operation, p.StartRun | p.Rerun):
         return len(operation.run.input)
     if isinstance(operation, p.Finish):
         return len(operation.output or "")

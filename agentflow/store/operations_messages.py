@@ -7,8 +7,9 @@ import json
 from agentflow.clock import to_datetime
 from agentflow.store import statements as sql
 from agentflow.store.delivery import Delivery, deliver
-from agentflow.store.operations_runs import insert_run
+from agentflow.store.operations_runs import cancel_tree, insert_run
 from agentflow.store.protocol import (
+    CANCEL_KIND,
     AlreadyBuffered,
     Delivered,
     Fenced,
@@ -128,6 +129,7 @@ def _sent_before(event: NewEvent) -> Work[tuple[str, list[str]]]:
 
 
 def _wake_waits(tx: Transaction, event: NewEvent, now: int) -> Work[None]:
+    """Wake what waits for the event and cancel what it cancels; but none of the runs that it has just started."""
     if event.correlations is None:
         waits = yield sql.FIND_ALL_EVENT_WAITS, {"name": event.name}
     else:
@@ -136,13 +138,19 @@ def _wake_waits(tx: Transaction, event: NewEvent, now: int) -> Work[None]:
         return
     output = event_output(event.id, event.name, event.data, event.ts)
     started = {run.id for run in event.starts}
-    for run_id, key, correlation in waits:
+    cancelled: list[str] = []
+    for run_id, key, kind, correlation, deadline in waits:
         if run_id in started:
             continue
         is_checked = event.correlations is not None or correlation is None
         if not is_checked and not _has_correlation(correlation, event.id, event.name, event.data, event.ts):
             continue
-        yield from deliver(tx, run_id, key, now, (True, output, None))
+        if kind != CANCEL_KIND:
+            yield from deliver(tx, run_id, key, now, (True, output, None))
+        elif deadline > now:
+            cancelled.append(run_id)
+    if cancelled:
+        yield from cancel_tree(tx, cancelled, f"event {event.name!r} ({event.id})", now)
 
 
 def _has_correlation(correlation: str, event_id: str, name: str, data: Json, ts: int) -> bool:

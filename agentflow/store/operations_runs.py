@@ -9,6 +9,7 @@ from agentflow.clock import NEVER
 from agentflow.runs import RunStatus
 from agentflow.store import statements as sql
 from agentflow.store.delivery import deliver
+from agentflow.store.operations_functions import is_paused
 from agentflow.store.protocol import (
     Cancelled,
     CancelRun,
@@ -20,7 +21,9 @@ from agentflow.store.protocol import (
     KeyConflict,
     MailChanged,
     NewRun,
+    NoSuchStep,
     Release,
+    Rerun,
     Started,
     StartRun,
     Status,
@@ -32,6 +35,8 @@ from agentflow.store.transaction import RunState, Transaction, Work, fence
 def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     """Store a run: running and owned when its worker's lease holds, else queued."""
     owner = op.owner if op.owner in tx.alive else None
+    if owner is not None and (yield from is_paused(tx, op.run)):
+        owner = None
     outcome = yield from insert_run(tx, op.run, op.now, owner=owner)
     if isinstance(outcome, KeyConflict) or outcome.created or op.owner is None:
         return outcome
@@ -41,6 +46,24 @@ def start_run(tx: Transaction, op: StartRun) -> Work[Started | KeyConflict]:
     if state and state.owner == op.owner and state.epoch == 1 and state.status == Status.RUNNING:
         return outcome._replace(epoch=1)
     return outcome
+
+
+def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep | KeyConflict]:
+    """Store a run that does another one's work again, with that one's steps before `from_step`."""
+    origin = op.run.rerun_of
+    before = None
+    if op.from_step is not None:
+        found = yield sql.READ_SEQ, {"of_run": origin, "of_key": op.from_step}
+        known = [seq for (seq,) in found if seq is not None]
+        if not known or op.from_step.startswith(
+            "@"
+        ):  # failures of the code between steps are kept under @<seq>
+            return NoSuchStep()
+        before = min(known)
+    started = yield from insert_run(tx, op.run, op.now)
+    if isinstance(started, Started) and started.created and before is not None:
+        yield sql.COPY_STEPS, {"to_run": op.run.id, "of_run": origin, "before": before}
+    return started
 
 
 def insert_run(
@@ -66,6 +89,8 @@ def insert_run(
             "parent_error": None,
         },
     )
+    for wait in run.cancel_on:
+        yield sql.INSERT_WAIT, {"run_id": run.id, **wait._asdict()}
     if run.event_id is not None:
         yield sql.INSERT_EVENT_RUN, {"event_id": run.event_id, "run_id": run.id}
     if owner is None:
@@ -133,6 +158,8 @@ def finish(tx: Transaction, op: Finish) -> Work[Done | Fenced]:
     )
     if op.status == Status.CANCELLED:
         yield from _cancel_children(tx, run_id, op.reason, op.now)
+    if op.follow_up is not None:
+        yield from insert_run(tx, op.follow_up, op.now)
     return Done(state.mail, state.cancel)
 
 
@@ -145,7 +172,7 @@ def cancel_run(tx: Transaction, op: CancelRun) -> Work[Cancelled]:
     before = Status(RunState(*rows[0]).status)
     if before >= Status.COMPLETED:
         return Cancelled(run_status(before), (), ())
-    ended, asked = yield from _cancel_tree(tx, [op.run_id], op.reason, op.now)
+    ended, asked = yield from cancel_tree(tx, [op.run_id], op.reason, op.now)
     return Cancelled(run_status(before), tuple(ended), tuple(asked))
 
 
@@ -213,12 +240,7 @@ def child_outcome(
     return False, None, json.dumps(stored, ensure_ascii=False)
 
 
-def _cancel_children(tx: Transaction, run_id: str, reason: str | None, now: int) -> Work[None]:
-    children = yield sql.READ_CHILDREN, {"id": run_id}
-    yield from _cancel_tree(tx, [child for child, _ in children], reason, now)
-
-
-def _cancel_tree(
+def cancel_tree(
     tx: Transaction, roots: list[str], reason: str | None, now: int
 ) -> Work[tuple[list[str], list[str]]]:
     """Cancel these runs and what hangs on them, parents first; which ended at once and which were asked."""
@@ -262,6 +284,11 @@ def _cancel_tree(
         children = yield sql.READ_CHILDREN, {"id": run_id}
         todo.extend(child for child, _ in children)
     return ended, asked
+
+
+def _cancel_children(tx: Transaction, run_id: str, reason: str | None, now: int) -> Work[None]:
+    children = yield sql.READ_CHILDREN, {"id": run_id}
+    yield from cancel_tree(tx, [child for child, _ in children], reason, now)
 
 
 def _claim_key(run: NewRun, now: int) -> Work[Started | KeyConflict | None]:

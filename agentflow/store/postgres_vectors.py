@@ -12,9 +12,20 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 
 from agentflow.clock import NEVER
+from agentflow.store.operations_functions import paused_functions
 from agentflow.store.operations_runs import wake_parent
-from agentflow.store.protocol import CommitStep, Done, Finish, HintKind, Started, StartRun, Status
+from agentflow.store.protocol import (
+    CommitStep,
+    Done,
+    Finish,
+    HintKind,
+    PauseFunction,
+    Started,
+    StartRun,
+    Status,
+)
 from agentflow.store.statement import Statement
+from agentflow.store.statements import READ_PAUSED
 from agentflow.store.transaction import Transaction, Work
 
 
@@ -40,6 +51,8 @@ class Plan:
         started: set[str] = set()
         finished: set[str] = set()
         keys: set[tuple[str, str]] = set()
+        # Whether a start comes before a pause or after it matters: then they are taken in their order.
+        has_pause = any(type(operation) is PauseFunction for operation in operations)
         for index, operation in enumerate(operations):
             kind = type(operation)
             if kind is CommitStep:
@@ -52,13 +65,15 @@ class Plan:
                     continue
             elif kind is StartRun:
                 run_id = operation.run.id
-                if run_id not in touched and run_id not in started and operation.run.idempotency_key is None:
+                is_plain = operation.run.idempotency_key is None and not operation.run.cancel_on
+                if run_id not in touched and run_id not in started and is_plain and not has_pause:
                     started.add(run_id)
                     plan.starts.append(index)
                     continue
             elif kind is Finish:
                 run_id = operation.run.run_id
-                if run_id not in touched and run_id not in finished and operation.status != Status.CANCELLED:
+                is_plain = operation.status != Status.CANCELLED and operation.follow_up is None
+                if run_id not in touched and run_id not in finished and is_plain:
                     finished.add(run_id)
                     plan.finishes.append(index)
                     continue
@@ -180,9 +195,11 @@ async def start_runs(
 ) -> None:
     """Insert these runs; outcomes of those that were there already stay `None`."""
     rows = []
+    if tx.paused is None and any(operations[index].owner in tx.alive for index in which):
+        tx.paused = paused_functions(await connection.fetch(READ_PAUSED.postgres.sql))
     for index in which:
         run, now, wanted = operations[index]
-        owner = wanted if wanted in tx.alive else None
+        owner = wanted if wanted in tx.alive and (run.app, run.function) not in (tx.paused or ()) else None
         rows.append(
             (
                 run.id,

@@ -39,6 +39,10 @@ class Status(IntEnum):
     SKIPPED = 7
 
 
+CANCEL_KIND = "cancel"
+"""A wait that resolves no step: the event that it is for cancels the run."""
+
+
 class RunKey(NamedTuple):
     """The right to write for a run: this worker owns it at this epoch."""
 
@@ -115,6 +119,8 @@ class NewRun(NamedTuple):
     idempotency_key: str | None = None
     idempotency_digest: str | None = None
     idempotency_until: Micros | None = None
+    cancel_on: tuple[StoredWait, ...] = ()
+    """Which events cancel it: waits of `CANCEL_KIND`, which nobody sees, and which go with the run's end."""
 
 
 class NewEvent(NamedTuple):
@@ -214,6 +220,19 @@ class ClaimedRun:
     """Only calls whose end is not known."""
 
 
+class Origin(NamedTuple):
+    """What a run was started with: what a rerun needs of it, and what never changes."""
+
+    run_id: str
+    app: str
+    function: str
+    input: Json
+    trigger: Json | None
+    tags: tuple[str, ...]
+    event_id: str | None
+    """The stored event that started it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionInfo:
     """A function as others see it who do not import it."""
@@ -237,6 +256,15 @@ class StartRun(NamedTuple):
     run: NewRun
     now: Micros
     owner: str | None = None
+
+
+class Rerun(NamedTuple):
+    """Store a run that does again what `run.rerun_of` did; with `from_step` what that one had done before the step is
+    copied, but for approvals: those are asked for again."""
+
+    run: NewRun
+    now: Micros
+    from_step: str | None = None
 
 
 class CommitStep(NamedTuple):
@@ -337,6 +365,8 @@ class Finish(NamedTuple):
     now: Micros
     parent_error: Json | None = None
     """What the parent's step gets as error when the run did not complete."""
+    follow_up: NewRun | None = None
+    """A run that this end starts, in the same transaction."""
 
 
 class SendEvents(NamedTuple):
@@ -393,8 +423,18 @@ class RegisterFunctions(NamedTuple):
     now: Micros
 
 
+class PauseFunction(NamedTuple):
+    """Let the runs of a function stay queued, or with `resume` be taken again. Twice is as once."""
+
+    app: str
+    function: str
+    now: Micros
+    resume: bool = False
+
+
 Operation = (
     StartRun
+    | Rerun
     | CommitStep
     | RegisterWait
     | ResolveWait
@@ -411,6 +451,7 @@ Operation = (
     | CancelRun
     | AppendStream
     | RegisterFunctions
+    | PauseFunction
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes
@@ -450,6 +491,10 @@ class KeyConflict(NamedTuple):
     """The idempotency key was used with other data, for this run."""
 
     run_id: str
+
+
+class NoSuchStep(NamedTuple):
+    """The run has no step of that key: nothing was written."""
 
 
 class Waits(NamedTuple):
@@ -534,6 +579,7 @@ Outcome = (
     | Exists
     | Started
     | KeyConflict
+    | NoSuchStep
     | Waits
     | SignalTaken
     | Adopted
@@ -590,6 +636,8 @@ class Queries(Protocol):
     async def get_run(self, run_id: str) -> Run | None: ...
 
     async def get_status(self, run_id: str) -> RunStatus | None: ...
+
+    async def get_origin(self, run_id: str) -> Origin | None: ...
 
     async def list_ended(self, run_ids: Collection[str]) -> list[str]:
         """Those of the runs that have ended."""

@@ -16,7 +16,7 @@ from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
-from agentflow.store.protocol import FunctionInfo, Micros, ModelCall, Status
+from agentflow.store.protocol import CANCEL_KIND, FunctionInfo, Micros, ModelCall, Origin, Status
 from agentflow.store.statements import (
     MODEL_CALL_COLUMNS,
     approval,
@@ -82,6 +82,18 @@ class SqlQueries:
         rows = await self._rows(select(run.status).where(run.id == run_id))
         return RunStatus(Status(rows[0]["status"]).name.lower()) if rows else None
 
+    async def get_origin(self, run_id: str) -> Origin | None:
+        rows = await self._rows(
+            select(run.app, run.function, run_io.input, run_io.trigger, run_io.tags, event_run.event_id)
+            .join_from(run.id.table, run_io.run_id.table, run_io.run_id == run.id)
+            .outerjoin(event_run.run_id.table, event_run.run_id == run.id)
+            .where(run.id == run_id)
+        )
+        if not rows:
+            return None
+        found = dict(rows[0])
+        return Origin(run_id, **found | {"tags": tuple(json.loads(found["tags"] or "[]"))})
+
     async def list_ended(self, run_ids: Collection[str]) -> list[str]:
         ended: list[str] = []
         wanted = list(run_ids)
@@ -135,7 +147,7 @@ class SqlQueries:
             return {}
         waits = await self._rows(
             select(wait.run_id, wait.key, wait.kind, wait.name, wait.since, wait.deadline)
-            .where(wait.run_id.in_(run_ids))
+            .where(wait.run_id.in_(run_ids), wait.kind != CANCEL_KIND)
             .order_by(wait.run_id, wait.since, wait.key)
         )
         return records.waiting_by_run(waits, await self._rows(_open_attempts(attempt.run_id.in_(run_ids))))
@@ -191,7 +203,7 @@ class SqlQueries:
     async def _unnumbered_steps(self, run_id: str, *, after_key: str | None = None) -> list[StepRecord]:
         """Steps without a seq, by key: delivered but not adopted yet, waiting, or between two attempts."""
         delivered = await self._rows(select(*_STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_(None)))
-        waits = await self._rows(select(*wait).where(wait.run_id == run_id))
+        waits = await self._rows(select(*wait).where(wait.run_id == run_id, wait.kind != CANCEL_KIND))
         attempts = await self._rows(_open_attempts(attempt.run_id == run_id))
         found = {record.key: record for record in map(records.attempted_step, attempts)}
         found |= {row["key"]: records.waiting_step(row) for row in waits}

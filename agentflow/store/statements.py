@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Integer,
     and_,
     case,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy import literal_column as raw
 
 from agentflow.clock import NEVER
+from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import (
     ApprovalRow,
     EventRow,
@@ -300,6 +302,36 @@ READ_UNREAD = Statement(
         .order_by(step.ended_at, step.key)
     )
 )
+READ_SEQ = Statement(
+    lambda _: (
+        # A step that waits, or is between two attempts, comes after all that have a seq.
+        select(func.min(func.coalesce(step.seq, raw(str(NEVER), BigInteger))))
+        .where(step.run_id == text("of_run"), step.key == text("of_key"))
+        .union_all(
+            select(raw(str(NEVER), BigInteger)).where(
+                exists().where(wait.run_id == text("of_run"), wait.key == text("of_key"))
+            ),
+            select(raw(str(NEVER), BigInteger)).where(
+                exists().where(attempt.run_id == text("of_run"), attempt.key == text("of_key"))
+            ),
+        )
+    )
+)
+COPY_STEPS = Statement(
+    lambda d: (
+        d.insert(_STEP)
+        .from_select(
+            [column.key for column in step],
+            select(text("to_run"), *(column for column in step if column.key != "run_id")).where(
+                step.run_id == text("of_run"),
+                step.seq < big("before"),
+                step.kind != raw("'approval'"),
+            ),
+            include_defaults=False,
+        )
+        .on_conflict_do_nothing()
+    )
+)
 INSERT_ATTEMPT = Statement(lambda d: d.insert(table_of(StepAttemptRow)).on_conflict_do_nothing())
 INSERT_CHUNK = Statement(lambda d: d.insert(table_of(StreamChunkRow)).on_conflict_do_nothing())
 
@@ -331,19 +363,23 @@ TAKE_WAIT = Statement(
 )
 TAKE_DUE_WAITS = Statement(
     lambda _: (
-        delete(_WAIT).where(wait.run_id == text("run"), wait.deadline <= big("now")).returning(*WAIT_COLUMNS)
+        delete(_WAIT)
+        .where(wait.run_id == text("run"), wait.deadline <= big("now"), wait.kind != raw(f"'{CANCEL_KIND}'"))
+        .returning(*WAIT_COLUMNS)
     )
 )
 DELETE_WAITS = Statement(lambda _: delete(_WAIT).where(wait.run_id == text("run")).returning(wait.kind))
 FIND_SIGNAL_WAIT = Statement(
     lambda _: select(wait.run_id, wait.key).where(wait.topic == text("name"), wait.kind == raw("'signal'"))
 )
+_EVENT_WAIT = (wait.run_id, wait.key, wait.kind, wait.correlation, wait.deadline)
+_FOR_EVENTS = wait.kind.in_((raw("'event'"), raw(f"'{CANCEL_KIND}'")))
 FIND_EVENT_WAITS = Statement(
     lambda d: (
-        select(wait.run_id, wait.key, wait.correlation)
+        select(*_EVENT_WAIT)
         .where(
             wait.topic == text("name"),
-            wait.kind == raw("'event'"),
+            _FOR_EVENTS,
             or_(wait.correlation.is_(None), d.among(wait.correlation, "correlations")),
         )
         .order_by(wait.run_id, wait.key)
@@ -351,11 +387,10 @@ FIND_EVENT_WAITS = Statement(
 )
 FIND_ALL_EVENT_WAITS = Statement(
     lambda _: (
-        select(wait.run_id, wait.key, wait.correlation)
-        .where(wait.topic == text("name"), wait.kind == raw("'event'"))
-        .order_by(wait.run_id, wait.key)
+        select(*_EVENT_WAIT).where(wait.topic == text("name"), _FOR_EVENTS).order_by(wait.run_id, wait.key)
     )
 )
+
 
 # ------------------------------------------------------------------------------------------- events and signals
 
@@ -452,3 +487,18 @@ def _upsert_function(d: Flavour) -> Any:
 
 
 UPSERT_FUNCTION = Statement(_upsert_function)
+READ_PAUSED = Statement(lambda _: select(function.app, function.id).where(function.paused_at.is_not(None)))
+PAUSE_FUNCTION = Statement(
+    lambda _: (
+        update(table_of(FunctionRow))
+        .values(paused_at=func.coalesce(function.paused_at, big("now")))
+        .where(function.app == text("of_app"), function.id == text("of_id"))
+    )
+)
+RESUME_FUNCTION = Statement(
+    lambda _: (
+        update(table_of(FunctionRow))
+        .values(paused_at=null())
+        .where(function.app == text("of_app"), function.id == text("of_id"))
+    )
+)

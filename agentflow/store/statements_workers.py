@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy import literal_column as raw
 
 from agentflow.clock import NEVER
+from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import CLAIMABLE, RunRow, WaitRow, WorkerRow, table_of
 from agentflow.store.statement import Flavour, Statement, big, small, text
 from agentflow.store.statements import (
@@ -38,6 +39,7 @@ from agentflow.store.statements import (
 )
 
 _RUN, _WAIT = table_of(RunRow), table_of(WaitRow)
+_OF_STEPS = wait.kind != raw(f"'{CANCEL_KIND}'")
 
 
 def _claimable(d: Flavour) -> ColumnElement[bool]:
@@ -94,13 +96,15 @@ READ_INPUTS = Statement(
 TAKE_DUE_WAITS_OF = Statement(
     lambda d: (
         delete(_WAIT)
-        .where(d.among(wait.run_id, "ids"), wait.deadline <= big("now"))
+        .where(d.among(wait.run_id, "ids"), wait.deadline <= big("now"), _OF_STEPS)
         .returning(wait.run_id, *WAIT_COLUMNS)
     )
 )
 READ_WAITS_OF = Statement(
     lambda d: (
-        select(wait.run_id, *WAIT_COLUMNS).where(d.among(wait.run_id, "ids")).order_by(wait.run_id, wait.key)
+        select(wait.run_id, *WAIT_COLUMNS)
+        .where(d.among(wait.run_id, "ids"), _OF_STEPS)
+        .order_by(wait.run_id, wait.key)
     )
 )
 READ_STEPS_OF = Statement(lambda d: select(step.run_id, *STEP_COLUMNS).where(d.among(step.run_id, "ids")))

@@ -22,11 +22,13 @@ Work = Generator[tuple[Statement, Params], Rows, T]
 class Transaction:
     """One transaction: which of our workers still hold their lease in it, and what to tell after it."""
 
-    __slots__ = ("alive", "hints")
+    __slots__ = ("alive", "hints", "paused")
 
     def __init__(self, alive: frozenset[str]) -> None:
         self.alive = alive
         self.hints: list[Hint] = []
+        self.paused: frozenset[tuple[str, str]] | None = None
+        """The functions (app, id) that are paused, once somebody has read them."""
 
     def tell(self, kind: HintKind, run_id: str | None = None) -> None:
         self.hints.append(Hint(kind, run_id))

@@ -233,3 +233,18 @@ def test_a_start_without_the_data_it_needs_says_how_to_give_it(project: Project)
     assert "the input of 'breaks' is not valid" in refused.stderr
     assert refused.stderr.endswith("give --data JSON\n")
     assert "give --data" not in project.run("start", "breaks", "--data", "[]").stderr
+
+
+def test_a_run_is_done_again_from_a_step_with_other_data(project: Project) -> None:
+    first = project.start("double", "21")
+    again = project.run("runs", "rerun", first).stdout.strip()
+    other = json.loads(project.run("runs", "rerun", first, "--data", "4", "--json").stdout)
+    kept = project.run("runs", "rerun", first, "--from-step", "double", "-d", "5").stdout.strip()
+    project.work()
+    outputs = [
+        json.loads(project.run("runs", "show", run_id, "--json").stdout)["output"]
+        for run_id in (again, other["id"], kept)
+    ]
+    assert (other["rerun_of"], outputs) == (first, [42, 8, 10])
+    missing = project.run("runs", "rerun", first, "--from-step", "nowhere")
+    assert (missing.exit_code, "has no step 'nowhere'" in missing.stderr) == (4, True)

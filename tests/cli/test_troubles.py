@@ -49,7 +49,7 @@ def test_a_step_whose_error_the_function_caught_is_told_too(project: Project) ->
         ("/srv/venv/lib/python3.12/site-packages/agentflow/engine/bodies.py", True),
         ("/usr/lib/python3.11/concurrent/futures/thread.py", True),
         ("/srv/venv/lib/python3.12/site-packages/agentflow_openai/provider.py", False),
-        ("/home/ana/agentflow/app.py", False),
+        ("/srv/agentflow/app.py", False),
     ],
 )
 def test_frames_of_another_machine_are_told_apart_too(file: str, ours: bool) -> None:

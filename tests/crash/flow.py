@@ -11,6 +11,7 @@ import sys
 
 from agentflow.app import App
 from agentflow.context import Context
+from agentflow.flow import RunFailure
 from agentflow.info import step_info
 from agentflow.settings import Settings
 from agentflow.step import Step
@@ -41,6 +42,13 @@ def make_app(database_url: str, log: str) -> App:
     async def wait(ctx: Context[str], step: Step) -> int:
         signal = await step.wait_for_signal("wait", signal=ctx.data, timeout="1h")
         return await step.run("after", work, 0) if signal else 0
+
+    async def tell(ctx: Context[RunFailure], step: Step) -> None:
+        await step.run("tell", work, 0)
+
+    @app.function(retries=0, on_failure=tell)
+    async def fail(ctx: Context[None], step: Step) -> None:
+        raise ValueError("it broke")
 
     return app
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from agentflow import RunStatus, ToolCall
-from agentflow.errors import NoWaiter, RunFailed
+from agentflow.errors import NoWaiter, RunCancelled, RunFailed
 from agentflow.testing import ScriptedModel, fake_provider, harness
 from tests.docs.pages import load
 
@@ -167,6 +167,72 @@ async def test_sub_runs_are_runs_of_their_own() -> None:
         assert await failing.result(5) == "failed: an empty chapter"
         child = await (await h.start(page.fire_and_forget, "four")).result(5)
         assert await page.app.runs.handle(child).result(5) == "FOUR"
+
+
+async def test_the_team_is_told_of_a_failed_run_once() -> None:
+    page = load("how-to/on-failure.md")
+    async with harness(page.app) as h:
+        assert await (await h.start(page.pay, 5)).result(5) == "charged 5"
+        run = await h.start(page.pay, 500)
+        await h.advance("1h")
+        assert await run.status() is RunStatus.FAILED
+        assert page.page == ["charge: ValueError: the card was refused"]
+
+
+async def test_a_run_is_cancelled_by_hand_or_after_three_days() -> None:
+    page = load("how-to/cancel-runs.md")
+    async with harness(page.app) as h:
+        first, second = (
+            await h.start(page.collect, {"order": "1"}),
+            await h.start(page.collect, {"order": "2"}),
+        )
+        await h.idle()
+        assert (await page.withdraw(first.id)).status is RunStatus.CANCELLED
+        await h.advance("3d")
+        with pytest.raises(RunCancelled, match="it had not ended within 3d"):
+            await second.result(5)
+
+
+async def test_an_event_cancels_the_reminders_of_its_order() -> None:
+    page = load("how-to/cancel-runs.md")
+    async with harness(page.app) as h:
+        first, second = [await h.start(page.remind, {"order": order}) for order in "12"]
+        await h.idle()
+        await h.send({"name": "shop/order.cancelled", "data": {"order": "1"}})
+        assert await first.status() is RunStatus.CANCELLED
+        await h.advance("1h")
+        await h.send({"name": "shop/closed"})
+        await h.advance("2d")
+        assert await second.result(5) == "reminded of 2"
+
+
+async def test_a_paused_function_loses_no_order() -> None:
+    page = load("how-to/pause.md")
+    async with harness(page.app) as h:
+        await page.while_the_bank_is_down()
+        await h.send({"name": "shop/order.placed", "data": {"order": "1"}})
+        await h.idle()
+        [run] = (await page.app.runs.list()).data
+        assert run.status is RunStatus.QUEUED
+        await page.when_it_is_back()
+        await h.idle()
+        assert await page.app.runs.handle(run.id).result(5) == "charged 1"
+
+
+async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = load("how-to/rerun.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.fulfil, "c")
+        with pytest.raises(RunFailed, match="KeyError"):
+            await run.result(5)
+        other = await page.with_another_order(run.id)
+        assert await other.result(5) == "packed B"
+        same = await page.go_on_at_the_packing(run.id)
+        with pytest.raises(RunFailed, match="KeyError"):
+            await same.result(5)
+        assert capsys.readouterr().out == "looking for c\nlooking for b\n"
 
 
 async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(

@@ -190,3 +190,58 @@ def test_functions_are_listed_with_their_schemas(client: httpx2.Client) -> None:
     assert [trigger["name"] for trigger in ship["triggers"]] == ["order.placed"]
     assert listed["double"]["description"] == "Twice the number."
     assert [agent["id"] for agent in client.get("/agents").json()["data"]] == ["agents/desk"]
+
+
+def test_a_rerun_answers_201_with_the_new_run_and_where_it_is(client: httpx2.Client) -> None:
+    first = client.post("/functions/double/runs", json=21, headers={"Prefer": "wait=20"}).json()
+    answer = client.post(f"/runs/{first['id']}/rerun")
+    assert answer.status_code == 201
+    again = answer.json()
+    assert (again["rerun_of"], again["input"]) == (first["id"], 21)
+    assert answer.headers["location"] == f"/agentflow/runs/{again['id']}"
+    assert wait_for_status(client, again["id"], "completed")["output"] == 42
+    other = client.post(f"/runs/{first['id']}/rerun", json={"data": 4}).json()
+    assert wait_for_status(client, other["id"], "completed")["output"] == 8
+    kept = client.post(f"/runs/{first['id']}/rerun", json={"from_step": "double", "data": 5}).json()
+    assert wait_for_status(client, kept["id"], "completed")["output"] == 10
+
+
+def test_a_rerun_of_nothing_or_with_bad_data_is_refused(client: httpx2.Client) -> None:
+    first = client.post("/functions/double/runs", json=21, headers={"Prefer": "wait=20"}).json()
+    path = f"/runs/{first['id']}/rerun"
+    asked = [
+        (path, {"from_step": "nowhere"}, 404, "not_found"),
+        ("/runs/run_nowhere/rerun", {}, 404, "not_found"),
+        (path, {"data": "x"}, 422, "invalid_input"),
+        (path, {"step": "double"}, 422, "invalid_input"),
+    ]
+    for where, body, status, code in asked:
+        answer = client.post(where, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_runs_of_a_paused_function_stay_queued_until_it_is_resumed(client: httpx2.Client) -> None:
+    assert client.get("/functions/anything").json()["paused_at"] is None
+    paused = client.post("/functions/anything/pause")
+    try:
+        assert paused.status_code == 200
+        since = datetime.fromisoformat(paused.json()["paused_at"])
+        assert since.tzinfo is not None
+        started = client.post("/functions/anything/runs", json=1, headers={"Prefer": "wait=1"})
+        assert (started.status_code, started.json()["status"]) == (202, "queued")
+    finally:
+        resumed = client.post("/functions/anything/resume")
+    assert (resumed.status_code, resumed.json()["paused_at"]) == (200, None)
+    assert wait_for_status(client, started.json()["id"], "completed")["output"] == 1
+    missing = client.post("/functions/nowhere/pause")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+def test_the_same_key_reruns_once_and_for_something_else_it_is_refused(client: httpx2.Client) -> None:
+    first = client.post("/functions/double/runs", json=21, headers={"Prefer": "wait=20"}).json()
+    key = {"Idempotency-Key": f"again-{first['id']}"}
+    path = f"/runs/{first['id']}/rerun"
+    once, twice = [client.post(path, json={"data": 4}, headers=key).json()["id"] for _ in range(2)]
+    assert once == twice
+    other = client.post(path, json={"data": 5}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")

@@ -1,15 +1,25 @@
-"""`/runs`: look at runs and their steps, follow one live, cancel it."""
+"""`/runs`: look at runs and their steps, follow one live, cancel it, do it again."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Body, Header, Path, Query, Response
+from fastapi import Body, Header, Path, Query, Request, Response
 
-from agentflow.http.api import Api
+from agentflow.http.api import Api, path_of_run
 from agentflow.http.problems import not_found
-from agentflow.http.schemas import CancelBody, Limit, PageBody, RunSummary, StepBody, Text, parse_since
+from agentflow.http.routes.starts import IdempotencyKey
+from agentflow.http.schemas import (
+    CancelBody,
+    Limit,
+    PageBody,
+    RerunBody,
+    RunSummary,
+    StepBody,
+    Text,
+    parse_since,
+)
 from agentflow.http.sse import RunStream, resume_point
 from agentflow.runs import Run, RunStatus
 
@@ -81,6 +91,22 @@ def add_routes(api: Api) -> None:
         await api.find_run(run_id)
         return await api.client.runs.cancel(run_id, None if body is None else body.reason)
 
+    async def rerun(
+        request: Request,
+        response: Response,
+        run_id: RunId,
+        body: Annotated[RerunBody | None, Body()] = None,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Run:
+        """Do the run's work again, as a new run."""
+        await api.find_run(run_id)
+        asked = body or RerunBody()
+        handle = await api.client.runs.rerun(
+            run_id, asked.from_step, asked.data, idempotency_key=idempotency_key
+        )
+        response.headers["Location"] = path_of_run(request, route=f"/runs/{run_id}/rerun", run_id=handle.id)
+        return await api.client.runs.get(handle.id)
+
     read = api.permit("runs:read")
     api.add("GET", "/runs", list_runs, permit=read, tags=["runs"])
     api.add("GET", "/runs/{run_id}", get_run, permit=read, tags=["runs"])
@@ -101,5 +127,13 @@ def add_routes(api: Api) -> None:
         cancel_run,
         permit=api.permit("runs:write"),
         status_code=202,
+        tags=["runs"],
+    )
+    api.add(
+        "POST",
+        "/runs/{run_id}/rerun",
+        rerun,
+        permit=api.permit("runs:write"),
+        status_code=201,
         tags=["runs"],
     )

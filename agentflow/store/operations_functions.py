@@ -1,0 +1,34 @@
+"""Functions are paused and resumed: a paused one's runs are stored, and stay queued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from agentflow.store import statements as sql
+from agentflow.store.protocol import Done, HintKind, NewRun, PauseFunction
+from agentflow.store.transaction import Transaction, Work
+
+
+def pause_function(tx: Transaction, op: PauseFunction) -> Work[Done]:
+    """Claims leave the runs of a paused function alone; they look for themselves."""
+    of_function = {"of_app": op.app, "of_id": op.function}
+    if op.resume:
+        yield sql.RESUME_FUNCTION, of_function
+        tx.tell(HintKind.READY)
+    else:
+        yield sql.PAUSE_FUNCTION, {**of_function, "now": op.now}
+    tx.paused = None
+    return Done()
+
+
+def is_paused(tx: Transaction, run: NewRun) -> Work[bool]:
+    """Whether the run has to stay queued. Read once in a transaction, however many runs it starts."""
+    if tx.paused is None:
+        tx.paused = paused_functions((yield sql.READ_PAUSED, {}))
+    return (run.app, run.function) in tx.paused
+
+
+def paused_functions(rows: Iterable[Any]) -> frozenset[tuple[str, str]]:
+    """The functions, from rows of `READ_PAUSED`."""
+    return frozenset((app, function) for app, function in rows)
