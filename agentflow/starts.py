@@ -11,10 +11,11 @@ from agentflow.codec import PLAIN, digest, loads
 from agentflow.errors import InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
 from agentflow.functions import Function, FunctionRef, Registry
-from agentflow.ids import new_id
+from agentflow.ids import derived_id, new_id
 from agentflow.matching import correlations
 from agentflow.settings import Settings
 from agentflow.store.protocol import FunctionInfo, Json, Micros, NewEvent, NewRun
+from agentflow.timetable import Schedule
 
 MAX_DEPTH = 32
 KEY_LIFETIME = 24 * 3600 * 1_000_000
@@ -96,6 +97,27 @@ def child_run(
     )
 
 
+def scheduled_run(
+    function: Function[Any, Any], schedule: Schedule, *, schedule_id: str, nominal: Micros, now: Micros
+) -> NewRun:
+    """The run of one nominal time. Its id follows from that: there cannot be a second one."""
+    run_id = derived_id("run", nominal, f"{schedule_id} {nominal}")
+    return NewRun(
+        id=run_id,
+        app=function.app,
+        function=function.id,
+        input=tick_input(schedule, nominal),
+        created_at=now,
+        ready_at=schedule.delayed(nominal, schedule_id),
+        root_id=run_id,
+    )
+
+
+def tick_input(schedule: Schedule, nominal: Micros) -> Json:
+    """A `flow.CronTick` as JSON."""
+    return json.dumps({"nominal_at": schedule.local(nominal).isoformat()})
+
+
 def new_event(
     event: Event,
     *,
@@ -132,7 +154,11 @@ def new_event(
             event_id=stored_id,
         )
         for info in functions
-        if any(EventTrigger(**trigger).fits(event.name) for trigger in json.loads(info.triggers))
+        if any(
+            EventTrigger(**trigger).fits(event.name)
+            for trigger in json.loads(info.triggers)
+            if "name" in trigger  # a schedule has none
+        )
     )
     return NewEvent(
         id=stored_id,
