@@ -12,7 +12,7 @@ from agentflow.client import Approvals, Client, Events, Functions, Runs, UsageRe
 from agentflow.clock import Clock, OffsetClock, SystemClock
 from agentflow.context import Context
 from agentflow.durations import Duration
-from agentflow.errors import ConfigurationError
+from agentflow.errors import AgentflowError, ConfigurationError
 from agentflow.events import CronTrigger, EventTrigger
 from agentflow.flow import CancelOn, RunFailure, Timeouts, as_cancel_on
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
@@ -20,8 +20,10 @@ from agentflow.handles import RunHandle
 from agentflow.models.clients import held_clients
 from agentflow.retry import Retry
 from agentflow.settings import Settings, resolve
+from agentflow.starts import tick_input
 from agentflow.step import EventLike, Step
 from agentflow.store.protocol import RegisterFunctions, Store
+from agentflow.timetable import Schedule, checked_schedule
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -172,7 +174,7 @@ class App:
             pending.extend(function.related)
 
     def _register(
-        self, fn: Any, id: str | None, triggers: tuple[EventTrigger, ...], config: FunctionConfig
+        self, fn: Any, id: str | None, triggers: tuple[EventTrigger | Schedule, ...], config: FunctionConfig
     ) -> Function[Any, Any]:
         input_type, output_type = function_types(fn)
         function: Function[Any, Any] = Function(
@@ -185,6 +187,7 @@ class App:
             output_type=output_type,
             description=(fn.__doc__ or "").strip(),
         )
+        _refuse_data_that_no_tick_has(function)
         self._registry.add(function)
         for other in function.related:
             self._registry.add(other.as_function())
@@ -462,16 +465,41 @@ def _refuse_unknown(function: str, config: dict[str, Any]) -> None:
         raise ConfigurationError(f"function {function!r}: there is no setting {name!r}")
 
 
-def _triggers(name: str, on: Trigger | Sequence[Trigger] | None) -> tuple[EventTrigger, ...]:
+def _refuse_data_that_no_tick_has(function: Function[Any, Any]) -> None:
+    for schedule in function.schedules:
+        try:
+            function.input_codec.decode(tick_input(schedule, 0))
+        except AgentflowError as error:
+            raise ConfigurationError(
+                f"function {function.id!r}: on=cron({schedule.expr!r}): its data is an agentflow.flow.CronTick, which "
+                f"the function does not take: {error}"
+            ) from error
+
+
+def _schedule(name: str, trigger: CronTrigger, others: Sequence[EventTrigger | Schedule]) -> Schedule:
+    try:
+        schedule = checked_schedule(trigger)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"function {name!r}: on={error}") from None
+    if any(
+        isinstance(other, Schedule) and (other.expr, other.tz) == (schedule.expr, schedule.tz)
+        for other in others
+    ):
+        raise ConfigurationError(f"function {name!r}: on=cron(expr={trigger.expr!r}) is there twice")
+    return schedule
+
+
+def _triggers(name: str, on: Trigger | Sequence[Trigger] | None) -> tuple[EventTrigger | Schedule, ...]:
     given = [] if on is None else [on] if isinstance(on, EventTrigger | CronTrigger | str) else list(on)
     if len(given) > MOST_TRIGGERS:
         raise ConfigurationError(f"function {name!r} has {len(given)} triggers: {MOST_TRIGGERS} at most")
-    triggers = []
+    triggers: list[EventTrigger | Schedule] = []
     for trigger in given:
         if isinstance(trigger, str):
             trigger = EventTrigger(name=trigger)
         if isinstance(trigger, CronTrigger):
-            raise ConfigurationError(f"function {name!r}: cron triggers are not in this version yet")
+            triggers.append(_schedule(name, trigger, triggers))
+            continue
         if not isinstance(trigger, EventTrigger):
             raise ConfigurationError(f"function {name!r}: on={trigger!r} is no trigger; give an event's name")
         if not trigger.name:

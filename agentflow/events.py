@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from agentflow.durations import Duration
 
 
 class Event(BaseModel):
@@ -59,12 +62,11 @@ class EventTrigger(BaseModel):
         return event_name == self.name
 
 
-class CronTrigger(BaseModel):
-    """A function's schedule."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True)
+class CronTrigger:
+    """What `cron(...)` was given; it is checked when the function is registered, whose name the error then has."""
 
     expr: str
     tz: str | None = None
-    jitter_seconds: float = 0.0
+    jitter: Duration | None = None
     catch_up: str = "skip"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import ConfigurationError, InvalidInput
@@ -177,6 +177,15 @@ class ModelRateLimit:
         if self.requests is None and self.tokens is None:
             raise _complaint(self, "requests", "and tokens are both missing")
         _check_duration(self, "period")
+
+
+class CronTick(BaseModel):
+    """The data of a run that a schedule started."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nominal_at: AwareDatetime
+    """When it was due, as the clock of the schedule's zone shows it; it may have begun later."""
 
 
 class RunFailure(BaseModel):

@@ -22,6 +22,7 @@ from agentflow.events import EventTrigger
 from agentflow.flow import CancelOn, RunFailure, Timeouts
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
 from agentflow.store.protocol import FunctionInfo
+from agentflow.timetable import Schedule
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,7 +90,7 @@ class Function(Generic[T, R]):
         *,
         id: str,
         app: str,
-        triggers: tuple[EventTrigger, ...] = (),
+        triggers: tuple[EventTrigger | Schedule, ...] = (),
         config: FunctionConfig | None = None,
         input_type: Any = inspect.Parameter.empty,
         output_type: Any = inspect.Parameter.empty,
@@ -100,7 +101,8 @@ class Function(Generic[T, R]):
         self.id = id
         self.app = app
         self.handler = handler
-        self.triggers = triggers
+        self.triggers = tuple(trigger for trigger in triggers if isinstance(trigger, EventTrigger))
+        self.schedules = tuple(trigger for trigger in triggers if isinstance(trigger, Schedule))
         self.config = config or FunctionConfig()
         self.input_codec: Codec[Any] = codec_for(input_type)
         self.output_codec: Codec[Any] = codec_for(output_type)
@@ -141,7 +143,12 @@ class Function(Generic[T, R]):
             "agent": self.is_agent,
             "description": self.description,
         }
-        triggers = json.dumps([trigger.model_dump() for trigger in self.triggers])
+        triggers = json.dumps(
+            [
+                *(trigger.model_dump() for trigger in self.triggers),
+                *(schedule.describe() for schedule in self.schedules),
+            ]
+        )
         config = json.dumps(
             {"retries": self.config.retries}
             | ({"cancel_on": list(map(asdict, self.config.cancel_on))} if self.config.cancel_on else {}),

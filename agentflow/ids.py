@@ -7,6 +7,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Final, NewType
 
 from agentflow.errors import InvalidInput
@@ -59,6 +60,13 @@ _source = IdSource()
 def new_id(prefix: str, now_micros: int) -> str:
     """A new id of this process's one source."""
     return _source.new_id(prefix, now_micros)
+
+
+def derived_id(prefix: str, now_micros: int, text: str) -> str:
+    """The id that follows from a text, for what must not be made twice; it sorts by time as `new_id` does."""
+    hashed = int.from_bytes(sha256(text.encode()).digest()[:16], "big")
+    value = max(0, now_micros // 1000) << 80 | 0x7 << 76 | (hashed & (2**12 - 1)) << 64
+    return f"{prefix}_{uuid.UUID(int=value | 0b10 << 62 | hashed >> 66)}"
 
 
 def validate_id(value: object, what: str = "id") -> str:

@@ -13,7 +13,7 @@ from agentflow.errors import InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
 from agentflow.flow import CancelOn
 from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, cancel_on_of
-from agentflow.ids import new_id
+from agentflow.ids import derived_id, new_id
 from agentflow.matching import MISSING, correlation, correlations, find
 from agentflow.settings import Settings
 from agentflow.store.protocol import (
@@ -26,6 +26,7 @@ from agentflow.store.protocol import (
     Origin,
     StoredWait,
 )
+from agentflow.timetable import Schedule
 
 MAX_DEPTH = 32
 KEY_LIFETIME = 24 * 3600 * 1_000_000
@@ -131,6 +132,29 @@ def child_run(
     )
 
 
+def scheduled_run(
+    function: Function[Any, Any], schedule: Schedule, *, schedule_id: str, nominal: Micros, now: Micros
+) -> NewRun:
+    """The run of one nominal time. Its id follows from that: there cannot be a second one."""
+    run_id = derived_id("run", nominal, f"{schedule_id} {nominal}")
+    encoded = tick_input(schedule, nominal)
+    return NewRun(
+        id=run_id,
+        app=function.app,
+        function=function.id,
+        input=encoded,
+        created_at=now,
+        ready_at=schedule.delayed(nominal, schedule_id),
+        root_id=run_id,
+        cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
+    )
+
+
+def tick_input(schedule: Schedule, nominal: Micros) -> Json:
+    """A `flow.CronTick` as JSON."""
+    return json.dumps({"nominal_at": schedule.local(nominal).isoformat()})
+
+
 def new_event(
     event: Event,
     *,
@@ -168,7 +192,11 @@ def new_event(
             cancel_on=cancel_waits(cancel_on_of(info), trigger, data, since=max(ts, now)),
         )
         for info in functions
-        if any(EventTrigger(**on).fits(event.name) for on in json.loads(info.triggers))
+        if any(
+            EventTrigger(**trigger).fits(event.name)
+            for trigger in json.loads(info.triggers)
+            if "name" in trigger  # a schedule has none
+        )
     )
     return NewEvent(
         id=stored_id,

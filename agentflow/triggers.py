@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agentflow.durations import Duration, parse_duration
+from agentflow.durations import Duration
 from agentflow.events import CronTrigger, EventTrigger
 
 
@@ -20,6 +20,10 @@ def cron(
     jitter: Duration | None = None,
     catch_up: Literal["skip", "one", "all"] = "skip",
 ) -> CronTrigger:
-    """Start the function at the times of a cron expression of five fields, in a time zone."""
-    seconds = 0.0 if jitter is None else parse_duration(jitter).total_seconds()
-    return CronTrigger(expr=expr, tz=tz, jitter_seconds=seconds, catch_up=catch_up)
+    """Start the function at the times of a cron expression, once each; its data is a `flow.CronTick`.
+
+    Five fields, `@hourly` and the like, with or without `TZ=Europe/Paris` in front; in UTC without a zone. `jitter`
+    delays each run by less than that. `catch_up` says what is done about times at which no worker was there: nothing,
+    one run for the last of them, or a run for each.
+    """
+    return CronTrigger(expr=expr, tz=tz, jitter=jitter, catch_up=catch_up)

@@ -50,7 +50,18 @@ def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
         ({"on": ["e"] * 11}, "function 'f' has 11 triggers"),
         ({"on": [3]}, "function 'f': on=3 is no trigger"),
         ({"on": on_event("e", if_="event.data.x > 1")}, "function 'f': if_= is not in this version"),
-        ({"on": cron("0 9 * * *")}, "function 'f': cron triggers are not in this version"),
+        ({"on": cron("61 9 * * *")}, "function 'f': on=cron(expr='61 9 * * *'): bad minute"),
+        ({"on": cron("@daily", tz="Mars")}, "function 'f': on=cron(tz='Mars'): there is no such time zone"),
+        ({"on": cron("@daily", jitter="1y")}, "function 'f': on=cron(jitter='1y'): "),
+        ({"on": cron("@daily", catch_up="x")}, "function 'f': on=cron(catch_up='x'): write 'skip'"),  # type: ignore[arg-type]
+        (
+            {"on": [cron("@daily"), cron("0 0 * * *")]},
+            "function 'f': on=cron(expr='0 0 * * *') is there twice",
+        ),
+        (
+            {"on": ["e", cron("@daily")]},
+            "function 'f': on=cron('0 0 * * *'): its data is an agentflow.flow.CronTick",
+        ),
         ({"retrys": 1}, "function 'f': there is no setting 'retrys'"),
         *[({name: 1}, f"function 'f': {name}= is not in this version") for name in LATER],
     ],

@@ -15,6 +15,7 @@ from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
 from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
 from agentflow.engine.runner import Runner
+from agentflow.engine.schedules import Schedules
 from agentflow.engine.tasks import install_task_factory
 from agentflow.engine.verdicts import Suspended, Verdict
 from agentflow.engine.wakeups import Wakeups
@@ -100,6 +101,7 @@ class Worker:
             on_claimed=self._take,
             rng=self._rng,
         )
+        self._schedules = Schedules(store, clock, registry, app=app)
         self._reaper = Reaper(
             store,
             clock,
@@ -131,11 +133,13 @@ class Worker:
         await self._register()
         self._unsubscribe = self._store.subscribe(self._wakeups.hear)
         await self._reaper.run_once()
+        await self._schedules.begin()
         await self._claims.run_once()
         self._loops = [
             asyncio.create_task(self._claims.run(), name="agentflow-claims"),
             asyncio.create_task(self._reaper.run(), name="agentflow-reaper"),
             asyncio.create_task(self._release_orphans(), name="agentflow-orphans"),
+            asyncio.create_task(self._schedules.run(), name="agentflow-schedules"),
         ]
 
     async def stop(self) -> None:
@@ -254,6 +258,15 @@ class Worker:
     async def claim_now(self) -> int:
         """Claim what is ready; how many it got (for tests and simulation)."""
         return await self._claims.run_once()
+
+    async def tick_now(self) -> int:
+        """Start the runs of schedules that are due; how many (for tests and simulation)."""
+        return await self._schedules.run_once()
+
+    @property
+    def next_tick_at(self) -> int | None:
+        """When the next schedule is due, as of the last look."""
+        return self._schedules.next_at
 
     def offer(self, run: NewRun) -> str | None:
         """The worker's id if this run can begin here at once, before anything that is queued."""

@@ -10,6 +10,7 @@ from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_messages import send_events, send_signal
 from agentflow.store.operations_runs import cancel_run, finish, release, rerun, start_run, suspend
+from agentflow.store.operations_schedules import keep_schedules, list_schedules, tick_schedule
 from agentflow.store.operations_steps import (
     append_stream,
     commit_step,
@@ -60,6 +61,9 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.AppendStream: append_stream,
     p.RegisterFunctions: register_functions,
     p.PauseFunction: pause_function,
+    p.KeepSchedules: keep_schedules,
+    p.ListSchedules: list_schedules,
+    p.TickSchedule: tick_schedule,
     Claim: claim,
     ListMail: list_mail,
     ListWorkers: list_workers,
@@ -74,6 +78,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
 _ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
 _NEVER_STRICT = (
     p.AppendStream,
+    p.ListSchedules,
     Claim,
     ListMail,
     ListWorkers,
@@ -85,7 +90,7 @@ _NEVER_STRICT = (
 )
 """What a power loss may take without harm: it is done again, or it was only for the eye."""
 
-_READS = (ListMail, ListWorkers, NextReady)
+_READS = (ListMail, ListWorkers, NextReady, p.ListSchedules)
 
 
 def apply(tx: Transaction, operation: Any) -> Work[Any]:
@@ -130,6 +135,8 @@ def weight_of(operation: Any) -> int:
         return len(operation.step.output or "")
     if isinstance(operation, p.StartRun | p.Rerun):
         return len(operation.run.input)
+    if isinstance(operation, p.TickSchedule):
+        return sum(len(run.input) for run in operation.runs)
     if isinstance(operation, p.Finish):
         return len(operation.output or "")
     if isinstance(operation, p.SendEvents):

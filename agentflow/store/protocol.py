@@ -139,6 +139,17 @@ class NewEvent(NamedTuple):
     """The run that sends it, or that it starts: its own waits are not woken by the event that triggered it."""
 
 
+class NewSchedule(NamedTuple):
+    """A cron trigger of a function, with its first tick."""
+
+    id: str
+    app: str
+    function: str
+    expr: str
+    tz: str | None
+    next_at: Micros
+
+
 class NewApproval(NamedTuple):
     """A question to a person, issued together with its wait."""
 
@@ -432,6 +443,31 @@ class PauseFunction(NamedTuple):
     resume: bool = False
 
 
+class KeepSchedules(NamedTuple):
+    """Keep these schedules; one that is there already keeps its `next_at`. Others of `functions` are forgotten."""
+
+    app: str
+    functions: tuple[str, ...]
+    schedules: tuple[NewSchedule, ...]
+
+
+class ListSchedules(NamedTuple):
+    """When the schedules with these ids are due."""
+
+    ids: tuple[str, ...]
+
+
+class TickSchedule(NamedTuple):
+    """Start the runs of a schedule that is due, and move it on: by compare-and-set on `due_at`, so only once."""
+
+    id: str
+    due_at: Micros
+    next_at: Micros
+    runs: tuple[NewRun, ...]
+    last_nominal: Micros | None
+    now: Micros
+
+
 Operation = (
     StartRun
     | Rerun
@@ -452,6 +488,9 @@ Operation = (
     | AppendStream
     | RegisterFunctions
     | PauseFunction
+    | KeepSchedules
+    | ListSchedules
+    | TickSchedule
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes
@@ -573,6 +612,19 @@ class Cancelled(NamedTuple):
     asked: tuple[str, ...]
 
 
+class Schedules(NamedTuple):
+    """(id, next_at) of those that are there."""
+
+    due: tuple[tuple[str, Micros], ...]
+
+
+class Ticked(NamedTuple):
+    """The runs that were started. `moved=False`: somebody else was first, or the schedule is gone; nothing was done."""
+
+    run_ids: tuple[str, ...]
+    moved: bool
+
+
 Outcome = (
     Fenced
     | Done
@@ -590,6 +642,8 @@ Outcome = (
     | AlreadyBuffered
     | Decided
     | Cancelled
+    | Schedules
+    | Ticked
 )
 
 # --------------------------------------------------------------------------------------------------- hints

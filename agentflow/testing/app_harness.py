@@ -51,6 +51,8 @@ class Harness:
         while (worker := self._worker) is not None:
             if worker.running:
                 await worker.changed()
+            elif await worker.tick_now():
+                continue
             elif not await worker.claim_now() and not worker.running:
                 return
 
@@ -60,12 +62,13 @@ class Harness:
         target = clock.now() + to_micros(duration)
         while self._worker is not None:
             await self.idle()
-            due = await self.app.client.store.next_ready_at(
+            ready_at = await self.app.client.store.next_ready_at(
                 app=self.app.id, functions=[function.id for function in self.app.registered]
             )
-            if due is None or due > target:
+            due = [at for at in (ready_at, self._worker.next_tick_at) if at is not None and at <= target]
+            if not due:
                 break
-            clock.advance_to(max(due, clock.now()))
+            clock.advance_to(max(min(due), clock.now()))
         clock.advance_to(target)
         await self.idle()
 

@@ -257,3 +257,22 @@ async def test_the_app_of_the_deployment_page_works_on_postgresql(
     await page.app.migrate()
     await page.main()
     assert capsys.readouterr().out == "A-1\n"
+
+
+async def test_a_week_has_five_reports() -> None:
+    page = load("how-to/schedules.md")
+    assert await page.count_a_week() == 5
+
+
+async def test_missed_nights_are_caught_up_with_as_the_page_says() -> None:
+    page = load("how-to/schedules.md")
+    async with harness(page.app) as h:
+        await h.crash()
+        await h.advance("4d")
+        await h.restart()
+        await h.idle()
+        counts = {
+            name: len((await page.app.runs.list(function=name)).data)
+            for name in ("report", "clean-up", "invoice")
+        }
+        assert counts == {"report": 0, "clean-up": 1, "invoice": 4}
