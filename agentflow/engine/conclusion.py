@@ -18,7 +18,7 @@ from agentflow.engine.verdicts import (
     Suspended,
     Verdict,
 )
-from agentflow.errors import LimitExceeded, RunCancelled, Unserialisable
+from agentflow.errors import LimitExceeded, Poisoned, RunCancelled, Unserialisable
 from agentflow.retry import Stop
 from agentflow.runs import End, RunStatus
 from agentflow.store.protocol import (
@@ -141,7 +141,11 @@ class Conclusion:
         )
         stored = error_of_run(error)
         return await self._finish(
-            Raised(error), Status.FAILED, error=stored, parent_error=error_for_parent(stored)
+            Raised(error),
+            Status.FAILED,
+            error=stored,
+            reason=f"Poisoned: {error}" if isinstance(error, Poisoned) else None,
+            parent_error=error_for_parent(stored),
         )
 
     async def _finish(

@@ -31,6 +31,7 @@ from agentflow.errors import (
     LimitExceeded,
     NestedStep,
     NotFound,
+    Poisoned,
     ReplayMismatch,
 )
 from agentflow.events import Event
@@ -41,15 +42,19 @@ from agentflow.keys import escape, make_key
 from agentflow.starts import new_event, trigger_event
 from agentflow.step import Step
 from agentflow.step_runner import Body, RawId, TakenKey, Wait
+from agentflow.store.poison import POISONED
 from agentflow.store.protocol import (
     CancelRun,
     ClaimedRun,
+    CommitStep,
+    Done,
     Fenced,
     Json,
     Micros,
     NewEvent,
     Operation,
     Outcome,
+    ResolveWait,
     StoredStep,
 )
 
@@ -71,6 +76,8 @@ class Runner:
         self.trigger_event: dict[str, Any] = {}
         self.is_over = False
         """From here on no step runs, and what the code returns or raises is dropped."""
+        self.has_committed_step = False
+        """Whether it has got further here than where it was taken up."""
         self._loop = asyncio.get_running_loop()
         self._verdict: Future[Verdict] = self._loop.create_future()
         self._branches: dict[Branch, None] = {}
@@ -94,6 +101,8 @@ class Runner:
         """Call the function, and see to it that what becomes of the run is written before its code is forgotten."""
         if self.claimed.cancel_at is not None:
             self.decide(Cancelled())
+        elif self.claimed.crash_count >= POISONED:
+            self.decide(Raised(self._poisoned()))
         else:
             self._begin()
         verdict = await self._verdict
@@ -108,6 +117,14 @@ class Runner:
                 cancel_bodies=self.bodies.cancel,
             )
         return await Conclusion(self).write(verdict)
+
+    def _poisoned(self) -> Poisoned:
+        done = [step.key for step in self.claimed.steps]
+        return Poisoned(
+            f"run {self.run_id} of {self.function.id!r}: {self.claimed.crash_count} processes died while they "
+            f"executed it after {f'step {done[-1]!r}' if done else 'its start'}, the last one nothing else; look for "
+            "what ends a process there (memory, a native library, os.kill), then start it again"
+        )
 
     def lose(self, why: str) -> None:
         """The worker has lost its lease: nothing of this run may be written any more."""
@@ -365,6 +382,8 @@ class Runner:
             self.settling.poke()
         if isinstance(answer, Fenced):
             raise self.lost(answer.why)
+        if isinstance(operation, CommitStep | ResolveWait) and isinstance(answer, Done):
+            self.has_committed_step = True
         if self.is_over:
             raise self.unwinding()
         if getattr(answer, "cancel", False):
