@@ -18,6 +18,7 @@ from agentflow.engine.bodies import NOT_HERE, Bodies
 from agentflow.engine.conclusion import Conclusion
 from agentflow.engine.host import Host
 from agentflow.engine.journal import Journal
+from agentflow.engine.order import CallOrder
 from agentflow.engine.outcomes import is_timeout, stored_error
 from agentflow.engine.settle import Settling
 from agentflow.engine.streams import RunStream
@@ -38,7 +39,7 @@ from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, Target
 from agentflow.ids import validate_id
 from agentflow.info import current_body
-from agentflow.keys import escape, make_key
+from agentflow.keys import CANCELLED, branch_of, escape, make_key
 from agentflow.starts import new_event, trigger_event
 from agentflow.step import Step
 from agentflow.step_runner import Body, RawId, TakenKey, Wait
@@ -54,7 +55,9 @@ from agentflow.store.protocol import (
     NewEvent,
     Operation,
     Outcome,
+    RecordAttempt,
     ResolveWait,
+    StoredAttempt,
     StoredStep,
 )
 
@@ -83,6 +86,7 @@ class Runner:
         self._branches: dict[Branch, None] = {}
         self._uncommitted = 0
         self.journal = Journal(claimed, host.settings)
+        self._order = CallOrder(claimed.steps, claimed.attempts) if host.settings.strict_replay else None
         self.stream = RunStream(host.store, claimed.key, self.journal.take_seq)
         self.bodies = Bodies(self)
         self.waits = RunWaits(self, mail=claimed.mail)
@@ -221,7 +225,17 @@ class Runner:
         elif (error := task.exception()) is not None:
             self.decide(Raised(error))
         else:
-            self.decide(Returned(task.result()))
+            self._returned(task.result())
+
+    def _returned(self, value: Any) -> None:
+        missing = None if self._order is None else self._order.missing_before(None, "")
+        if missing is None:
+            self.decide(Returned(value))
+        else:
+            self.mismatch(
+                f"the function returned without calling step {missing!r}, which it called before: the step was "
+                "removed or renamed (strict_replay)"
+            )
 
     # --------------------------------------------------------------------------------------- its tasks
 
@@ -248,7 +262,10 @@ class Runner:
             return str(step_id)
         own = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
         name = scope + own
-        return make_key(name, branch.next_ordinal(name), branch.path)
+        key = make_key(name, branch.next_ordinal(name), branch.path)
+        if self._order is not None:
+            self._order.called(key, branch.path)
+        return key
 
     def take_ordinal(self, scope: str, name: str) -> int:
         return self._branch(name).next_ordinal(f"{scope}{name}#")
@@ -275,30 +292,67 @@ class Runner:
     # ----------------------------------------------------------------------------------------- its steps
 
     async def perform(self, key: str, body: Body) -> Any:
-        self._check_goes_on()
-        known = self.journal.find(key)
-        if known is None:
-            known, value = await self.bodies.execute(key, body)
-            if value is not NOT_HERE:
-                return value
-        else:
-            await self._replay(known, body.kind)
+        known = self._look_up(key)
+        try:
+            if known is None:
+                known, value = await self.bodies.execute(key, body)
+                self._re_enter()
+                if value is not NOT_HERE:
+                    return value
+            else:
+                await self._replay(known, body.kind)
+        except asyncio.CancelledError:
+            self._mark_cancelled(key)
+            raise
         return self._open(known, body.codec.decode)
 
     async def wait(self, key: str, wait: Wait) -> Any:
-        self._check_goes_on()
-        known = self.journal.find(key)
-        if known is None:
-            known = await self.waits.resolve(key, wait)
-        else:
-            await self._replay(known, wait.kind)
+        known = self._look_up(key)
+        try:
+            if known is None:
+                known = await self.waits.resolve(key, wait)
+                self._re_enter()
+            else:
+                await self._replay(known, wait.kind)
+        except asyncio.CancelledError:
+            self._mark_cancelled(key)
+            raise
         if wait.on_timeout is not None and is_timeout(known):
             await wait.on_timeout()
         return self._open(known, wait.decode)
 
-    def _check_goes_on(self) -> None:
-        # The step may have been called before the run's end, and be awaited only now.
+    def _look_up(self, key: str) -> StoredStep | None:
+        """What is known of a step that is awaited now."""
+        # It may have been called before the run's end.
         if self.is_over:
+            raise self.unwinding()
+        known = self.journal.find(key)
+        if self._order is not None:
+            self._compare_order(self._order, key, None if known is None else known.seq)
+        return known
+
+    def _compare_order(self, order: CallOrder, key: str, seq: int | None) -> None:
+        branch = current_branch()
+        if branch is None or branch.path != branch_of(key):
+            return  # another task's call: when it was made is not known
+        missing = order.missing_before(seq, branch.path)
+        if missing is not None:
+            raise self.mismatch(
+                f"the code awaits step {key!r} and has not called step {missing!r}, which was called before it when "
+                "its outcome was stored: a step was added, removed, renamed or moved there (strict_replay)"
+            )
+
+    def _mark_cancelled(self, key: str) -> None:
+        if self.is_over:
+            return
+        now = self.now()
+        mark = StoredAttempt(f"{CANCELLED}{key}", 1, "{}", now, now)
+        self.submit(RecordAttempt(self.run_key, mark))
+
+    def _re_enter(self) -> None:
+        """A new outcome is committed: where every step is to be replayed, leave memory and begin from the top."""
+        if self.host.replay_every_step and not self.bodies:
+            self.decide(Drained())
             raise self.unwinding()
 
     async def _replay(self, known: StoredStep, kind: str) -> None:

@@ -51,6 +51,7 @@ class Worker:
         concurrency: int,
         on_ended: Callable[[End], None],
         version: str = "",
+        replay_every_step: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"concurrency={concurrency}: a worker needs room for one run at least")
@@ -90,6 +91,7 @@ class Worker:
             list_functions=list_functions,
             is_draining=lambda: self._is_draining,
             on_ended=on_ended,
+            replay_every_step=replay_every_step,
         )
         self._claims = Claims(
             store,
