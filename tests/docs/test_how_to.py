@@ -191,3 +191,14 @@ async def test_the_app_of_the_deployment_page_works_on_postgresql(
     await page.app.migrate()
     await page.main()
     assert capsys.readouterr().out == "A-1\n"
+
+
+async def test_who_follows_a_run_reads_what_it_published() -> None:
+    page = load("how-to/publish-progress.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.import_rows, ["a", "b"])
+        await h.idle()
+        assert await page.follow(run.id) == [
+            {"topic": "progress", "data": {"done": 1, "of": 2}},
+            {"topic": "progress", "data": {"done": 2, "of": 2}},
+        ]
