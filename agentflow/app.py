@@ -270,7 +270,7 @@ class App:
         memory at most."""
         return AppWorker(self, concurrency)
 
-    def engine_worker(self, concurrency: int | None = None) -> Worker:
+    def engine_worker(self, concurrency: int | None = None, *, replay_every_step: bool = False) -> Worker:
         """The engine's part of a worker, on the opened App; it begins what is started in this process at once."""
         from agentflow.engine.worker import Worker
 
@@ -285,6 +285,7 @@ class App:
             list_functions=client.list_functions,
             on_ended=client.watchers.note_end,
             concurrency=client.settings.concurrency if concurrency is None else concurrency,
+            replay_every_step=replay_every_step,
         )
         return worker
 

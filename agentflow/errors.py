@@ -131,6 +131,10 @@ class ReplayMismatch(AgentflowError):
     """The code no longer fits the stored steps. Retried with back-off, so that a fixed deploy heals the run."""
 
 
+class Poisoned(AgentflowError):
+    """The run's process died again and again while it executed the run, and at last nothing else."""
+
+
 class AlreadyDecided(AgentflowError):
     """The approval was decided before; `request` tells by whom and how."""
 
@@ -241,6 +245,7 @@ __all__ = [
     "NotFound",
     "NotPermitted",
     "OutputInvalid",
+    "Poisoned",
     "ProviderError",
     "RateLimited",
     "Refused",

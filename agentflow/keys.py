@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+CANCELLED = "@cancelled "
+"""Begins the key under which it is kept that the await of a step was cancelled; no step's key begins so."""
 _SUFFIX = re.compile(r"(?<!\\)(?:\\\\)*(?P<suffix>(?::\d+)?(?:@\d+(?:\.\d+)*)?)$")
 
 
@@ -22,6 +24,12 @@ def make_key(name: str, ordinal: int, branch: str) -> str:
     if ordinal:
         name = f"{name}:{ordinal}"
     return f"{name}@{branch}" if branch else name
+
+
+def branch_of(key: str) -> str:
+    """The path of the branch in a key."""
+    found = _SUFFIX.search(key)
+    return found["suffix"].partition("@")[2] if found else ""
 
 
 def step_id_of(key: str) -> str:

@@ -23,6 +23,7 @@ from agentflow.durations import Duration, parse_duration, to_micros
 from agentflow.errors import InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
 from agentflow.functions import Function, Target
+from agentflow.ids import validate_id
 from agentflow.matching import MISSING, correlation, find
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
@@ -134,6 +135,26 @@ class Step:
             return await attempt.send_signal(name, data, None if buffer is None else parse_duration(buffer))
 
         return self._runner.perform(key, Body(StepKind.SEND, name, send, PLAIN))
+
+    def publish(self, id: str, topic: str, data: Any = None, /) -> Coroutine[Any, Any, None]:
+        """Put one message into the run's live stream: an item of kind `publish`, `{"topic": ..., "data": ...}`."""
+        key = self._runner.take_key(self._scope, id)
+
+        async def publish(attempt: Attempt) -> None:
+            message = {"topic": validate_id(topic, "topic"), "data": data}
+            size = len(PLAIN.encode(message, f"the message of step {key!r}"))
+            most = self._runner.settings.max_event_bytes
+            if size > most:
+                raise LimitExceeded(
+                    f"the message of step {key!r} has {size} bytes, over the limit of {most} (Settings.max_event_bytes)"
+                )
+            attempt.stream("publish", message)
+
+        try:
+            name = validate_id(topic, "topic")
+        except InvalidInput:
+            name = None  # the body says so, as the step's outcome
+        return self._runner.perform(key, Body(StepKind.PUBLISH, name, publish, PLAIN))
 
     # -------------------------------------------------------------------------------------------- waits
 

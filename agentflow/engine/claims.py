@@ -10,6 +10,7 @@ from collections.abc import Callable
 from agentflow.clock import Clock, VirtualClock
 from agentflow.engine.wakeups import Wakeups
 from agentflow.functions import Registry
+from agentflow.store.poison import must_be_alone
 from agentflow.store.protocol import ClaimedRun, Store
 
 logger = logging.getLogger("agentflow.engine")
@@ -71,7 +72,8 @@ class Claims:
             now=self._clock.now(),
         )
         self.has_backlog = len(claimed) == limit
-        for run in claimed:
+        # Last, who has to be alone: it waits until those before it have ended.
+        for run in sorted(claimed, key=lambda run: must_be_alone(run.crash_count)):
             self._on_claimed(run)
         return len(claimed)
 

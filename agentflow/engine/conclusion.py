@@ -19,7 +19,7 @@ from agentflow.engine.verdicts import (
     Suspended,
     Verdict,
 )
-from agentflow.errors import LimitExceeded, RunCancelled, Unserialisable
+from agentflow.errors import LimitExceeded, Poisoned, ReplayMismatch, RunCancelled, Unserialisable
 from agentflow.retry import Stop
 from agentflow.runs import End, RunStatus
 from agentflow.store.protocol import (
@@ -42,7 +42,8 @@ from agentflow.stored_errors import encode_error
 if TYPE_CHECKING:
     from agentflow.engine.runner import Runner
 
-MISMATCH_PAUSE = 10_000_000
+SHORTEST_MISMATCH_PAUSE = 10_000_000
+LONGEST_MISMATCH_PAUSE = 600_000_000
 """Microseconds until a run whose code does not fit its history is tried again."""
 
 logger = logging.getLogger("agentflow.engine")
@@ -77,13 +78,23 @@ class Conclusion:
                     verdict, Status.CANCELLED, reason=reason, parent_error=error_for_parent(stored)
                 )
             case Mismatched(error=mismatch):
-                logger.warning("%s; it is tried again in %d s", mismatch, MISMATCH_PAUSE // 1_000_000)
-                return await self._pause(runner.now() + MISMATCH_PAUSE, reason=f"ReplayMismatch: {mismatch}")
+                if runner.host.replay_every_step:
+                    return await self._fail(mismatch)
+                pause = self._mismatch_pause()
+                logger.warning("%s; it is tried again in %d s", mismatch, pause // 1_000_000)
+                return await self._pause(runner.now() + pause, reason=f"ReplayMismatch: {mismatch}")
             case Drained():
                 await self._store.submit(Release(runner.run_key, runner.now()))
                 return verdict
             case Suspended() | Lost():
                 return verdict
+
+    def _mismatch_pause(self) -> Micros:
+        """As long as the run has stood still, so that the pauses double."""
+        claimed = self._runner.claimed
+        stood_since = max((step.ended_at for step in claimed.steps), default=claimed.created_at)
+        stands_for = self._runner.now() - stood_since
+        return min(max(stands_for, SHORTEST_MISMATCH_PAUSE), LONGEST_MISMATCH_PAUSE)
 
     async def _after_error(self, error: BaseException) -> Verdict:
         """The function raised: fail, or try the code between the steps once more."""
@@ -147,6 +158,9 @@ class Conclusion:
             Raised(error),
             Status.FAILED,
             error=stored,
+            reason=f"{type(error).__name__}: {error}"
+            if isinstance(error, Poisoned | ReplayMismatch)
+            else None,
             parent_error=error_for_parent(stored),
             follow_up=failure_run(runner.function, runner.claimed, stored, now=runner.now()),
         )

@@ -67,3 +67,5 @@ class Host:
     list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]]
     is_draining: Callable[[], bool]
     on_ended: Callable[[End], None]
+    replay_every_step: bool = False
+    """Whether a run leaves memory after every new step, and a mismatch fails it."""

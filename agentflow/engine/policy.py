@@ -6,11 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
-from agentflow.errors import LimitExceeded, NestedStep
+from agentflow.errors import LimitExceeded, NestedStep, Poisoned
 from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, is_final
 from agentflow.store.protocol import Micros, StoredAttempt
 
-NEVER_RETRIED = (NestedStep, LimitExceeded)
+NEVER_RETRIED = (NestedStep, LimitExceeded, Poisoned)
 """These fail the run at once, whatever anybody catches."""
 
 

@@ -18,6 +18,7 @@ from agentflow.engine.bodies import NOT_HERE, Bodies
 from agentflow.engine.conclusion import Conclusion
 from agentflow.engine.host import Host
 from agentflow.engine.journal import Journal
+from agentflow.engine.order import CallOrder
 from agentflow.engine.outcomes import is_timeout, outside_value, stored_error
 from agentflow.engine.settle import Settling
 from agentflow.engine.streams import RunStream
@@ -32,25 +33,32 @@ from agentflow.errors import (
     LimitExceeded,
     NestedStep,
     NotFound,
+    Poisoned,
     ReplayMismatch,
 )
 from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, RegisteredRef, Target
 from agentflow.ids import validate_id
 from agentflow.info import current_body
-from agentflow.keys import escape, make_key
+from agentflow.keys import CANCELLED, branch_of, escape, make_key
 from agentflow.starts import new_event, trigger_event
 from agentflow.step import Step
 from agentflow.step_runner import Body, RawId, TakenKey, Wait
+from agentflow.store.poison import POISONED
 from agentflow.store.protocol import (
     CancelRun,
     ClaimedRun,
+    CommitStep,
+    Done,
     Fenced,
     Json,
     Micros,
     NewEvent,
     Operation,
     Outcome,
+    RecordAttempt,
+    ResolveWait,
+    StoredAttempt,
     StoredStep,
 )
 
@@ -72,11 +80,14 @@ class Runner:
         self.trigger_event: dict[str, Any] = {}
         self.is_over = False
         """From here on no step runs, and what the code returns or raises is dropped."""
+        self.has_committed_step = False
+        """Whether it has got further here than where it was taken up."""
         self._loop = asyncio.get_running_loop()
         self._verdict: Future[Verdict] = self._loop.create_future()
         self._branches: dict[Branch, None] = {}
         self._uncommitted = 0
         self.journal = Journal(claimed, host.settings)
+        self._order = CallOrder(claimed.steps, claimed.attempts) if host.settings.strict_replay else None
         self.stream = RunStream(host.store, claimed.key, self.journal.take_seq)
         self.bodies = Bodies(self)
         self.waits = RunWaits(self, mail=claimed.mail)
@@ -96,6 +107,8 @@ class Runner:
         """Call the function, and see to it that what becomes of the run is written before its code is forgotten."""
         if self.claimed.cancel_at is not None:
             self.decide(Cancelled())
+        elif self.claimed.crash_count >= POISONED:
+            self.decide(Raised(self._poisoned()))
         elif not self.time_limit.watch():
             self._begin()
         verdict = await self._verdict
@@ -111,6 +124,14 @@ class Runner:
                 cancel_bodies=self.bodies.cancel,
             )
         return await Conclusion(self).write(verdict)
+
+    def _poisoned(self) -> Poisoned:
+        done = [step.key for step in self.claimed.steps]
+        return Poisoned(
+            f"run {self.run_id} of {self.function.id!r}: {self.claimed.crash_count} processes died while they "
+            f"executed it after {f'step {done[-1]!r}' if done else 'its start'}, the last one nothing else; look for "
+            "what ends a process there (memory, a native library, os.kill), then start it again"
+        )
 
     def lose(self, why: str) -> None:
         """The worker has lost its lease: nothing of this run may be written any more."""
@@ -207,7 +228,17 @@ class Runner:
         elif (error := task.exception()) is not None:
             self.decide(Raised(error))
         else:
-            self.decide(Returned(task.result()))
+            self._returned(task.result())
+
+    def _returned(self, value: Any) -> None:
+        missing = None if self._order is None else self._order.missing_before(None, "")
+        if missing is None:
+            self.decide(Returned(value))
+        else:
+            self.mismatch(
+                f"the function returned without calling step {missing!r}, which it called before: the step was "
+                "removed or renamed (strict_replay)"
+            )
 
     # --------------------------------------------------------------------------------------- its tasks
 
@@ -234,7 +265,10 @@ class Runner:
             return str(step_id)
         own = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
         name = scope + own
-        return make_key(name, branch.next_ordinal(name), branch.path)
+        key = make_key(name, branch.next_ordinal(name), branch.path)
+        if self._order is not None:
+            self._order.called(key, branch.path)
+        return key
 
     def take_ordinal(self, scope: str, name: str) -> int:
         return self._branch(name).next_ordinal(f"{scope}{name}#")
@@ -261,32 +295,69 @@ class Runner:
     # ----------------------------------------------------------------------------------------- its steps
 
     async def perform(self, key: str, body: Body) -> Any:
-        self._check_goes_on()
-        known = self.journal.find(key)
-        if known is None:
-            known, value = await self.bodies.execute(key, body)
-            if value is not NOT_HERE:
-                return value
-        else:
-            await self._replay(known, body.kind)
+        known = self._look_up(key)
+        try:
+            if known is None:
+                known, value = await self.bodies.execute(key, body)
+                self._re_enter()
+                if value is not NOT_HERE:
+                    return value
+            else:
+                await self._replay(known, body.kind)
+        except asyncio.CancelledError:
+            self._mark_cancelled(key)
+            raise
         return self._open(known, body.codec.decode)
 
     async def wait(self, key: str, wait: Wait) -> Any:
-        self._check_goes_on()
-        known = self.journal.find(key)
-        if known is None:
-            known = await self.waits.resolve(key, wait)
-        else:
-            await self._replay(known, wait.kind)
+        known = self._look_up(key)
+        try:
+            if known is None:
+                known = await self.waits.resolve(key, wait)
+                self._re_enter()
+            else:
+                await self._replay(known, wait.kind)
+        except asyncio.CancelledError:
+            self._mark_cancelled(key)
+            raise
         if wait.on_timeout is not None and is_timeout(known):
             await wait.on_timeout()
         if wait.is_from_outside:
             return outside_value(known, wait.decode)
         return self._open(known, wait.decode)
 
-    def _check_goes_on(self) -> None:
-        # The step may have been called before the run's end, and be awaited only now.
+    def _look_up(self, key: str) -> StoredStep | None:
+        """What is known of a step that is awaited now."""
+        # It may have been called before the run's end.
         if self.is_over:
+            raise self.unwinding()
+        known = self.journal.find(key)
+        if self._order is not None:
+            self._compare_order(self._order, key, None if known is None else known.seq)
+        return known
+
+    def _compare_order(self, order: CallOrder, key: str, seq: int | None) -> None:
+        branch = current_branch()
+        if branch is None or branch.path != branch_of(key):
+            return  # another task's call: when it was made is not known
+        missing = order.missing_before(seq, branch.path)
+        if missing is not None:
+            raise self.mismatch(
+                f"the code awaits step {key!r} and has not called step {missing!r}, which was called before it when "
+                "its outcome was stored: a step was added, removed, renamed or moved there (strict_replay)"
+            )
+
+    def _mark_cancelled(self, key: str) -> None:
+        if self.is_over:
+            return
+        now = self.now()
+        mark = StoredAttempt(f"{CANCELLED}{key}", 1, "{}", now, now)
+        self.submit(RecordAttempt(self.run_key, mark))
+
+    def _re_enter(self) -> None:
+        """A new outcome is committed: where every step is to be replayed, leave memory and begin from the top."""
+        if self.host.replay_every_step and not self.bodies:
+            self.decide(Drained())
             raise self.unwinding()
 
     async def _replay(self, known: StoredStep, kind: str) -> None:
@@ -371,6 +442,8 @@ class Runner:
             self.settling.poke()
         if isinstance(answer, Fenced):
             raise self.lost(answer.why)
+        if isinstance(operation, CommitStep | ResolveWait) and isinstance(answer, Done):
+            self.has_committed_step = True
         if self.is_over:
             raise self.unwinding()
         if getattr(answer, "cancel", False):

@@ -24,6 +24,7 @@ from agentflow.functions import Registry
 from agentflow.ids import new_id
 from agentflow.runs import End
 from agentflow.settings import Settings
+from agentflow.store.poison import is_suspect, must_be_alone
 from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, RunKey, Store
 
 logger = logging.getLogger("agentflow.engine")
@@ -51,6 +52,7 @@ class Worker:
         concurrency: int,
         on_ended: Callable[[End], None],
         version: str = "",
+        replay_every_step: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"concurrency={concurrency}: a worker needs room for one run at least")
@@ -65,6 +67,7 @@ class Worker:
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agentflow-body")
         self._runners: dict[str, tuple[Runner, asyncio.Task[None]]] = {}
         self._next: dict[str, ClaimedRun] = {}
+        self._alone: ClaimedRun | None = None
         self._offered: set[str] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._heartbeat: HeartbeatThread | None = None
@@ -89,6 +92,7 @@ class Worker:
             list_functions=list_functions,
             is_draining=lambda: self._is_draining,
             on_ended=on_ended,
+            replay_every_step=replay_every_step,
         )
         self._claims = Claims(
             store,
@@ -196,6 +200,7 @@ class Worker:
         logger.warning("worker %s has lost its lease; it goes on under a new id", self.id)
         for runner, _ in self._runners.values():
             runner.lose("the worker has lost its lease")
+        self._alone = None
         self._loops.append(asyncio.create_task(self._begin_again(), name="agentflow-new-lease"))
 
     async def _begin_again(self) -> None:
@@ -282,6 +287,7 @@ class Worker:
     def decline(self, run: NewRun) -> None:
         """The offer was not taken."""
         self._offered.discard(run.id)
+        self._begin_alone()
 
     def begin(self, run: NewRun, owner: str) -> None:
         """Begin a run that was stored as running and owned by this worker."""
@@ -310,7 +316,14 @@ class Worker:
         )
 
     def _room(self) -> int:
+        if self._alone is not None and not self._is_proven(self._alone):
+            return 0
         return self._concurrency - len(self._runners) - len(self._next) - len(self._offered)
+
+    def _is_proven(self, claimed: ClaimedRun) -> bool:
+        """Whether this suspect has got a step further: others may begin beside it."""
+        entry = self._runners.get(claimed.key.run_id)
+        return entry is not None and entry[0].has_committed_step
 
     def _take(self, claimed: ClaimedRun) -> None:
         run_id = claimed.key.run_id
@@ -318,6 +331,14 @@ class Worker:
             # The old coroutine has not ended yet. The run is ours in the database; it begins when that one is gone.
             self._next[run_id] = claimed
             return
+        if must_be_alone(claimed.crash_count):
+            self._alone = claimed
+            self._begin_alone()
+        else:
+            self._begin_run(claimed)
+
+    def _begin_run(self, claimed: ClaimedRun) -> None:
+        run_id = claimed.key.run_id
         function = self._registry.find(claimed.function)
         assert function is not None, "claims ask for registered functions only"
         runner = Runner(claimed, function, self._host)
@@ -336,13 +357,23 @@ class Worker:
         finally:
             self._runners.pop(runner.run_id, None)
             self._changed.set()
+            if self._alone is not None and self._alone.key == runner.run_key:
+                self._alone = None
             following = self._next.pop(runner.run_id, None)
             if following is not None and not self._is_draining:
                 self._take(following)
-            elif self._claims.has_backlog or (
-                isinstance(verdict, Suspended) and verdict.ready_at < self._clock.now() + 5_000_000
+            elif (
+                self._claims.has_backlog
+                or is_suspect(runner.claimed.crash_count)
+                or (isinstance(verdict, Suspended) and verdict.ready_at < self._clock.now() + 5_000_000)
             ):
                 self._wakeups.look_for_runs()
+            self._begin_alone()
+
+    def _begin_alone(self) -> None:
+        """A run that has to be alone begins when all others are gone."""
+        if self._alone is not None and not (self._runners or self._offered or self._is_draining):
+            self._begin_run(self._alone)
 
     def _look_into_mail(self, run_id: str) -> None:
         entry = self._runners.get(run_id)
@@ -369,6 +400,8 @@ class Worker:
                 # With no claim under way, what is claimed is held: however long its answer took.
                 async with self._claims.one_at_a_time:
                     held = {*self._runners, *self._next, *self._offered}
+                    if self._alone is not None:
+                        held.add(self._alone.key.run_id)
                     await self._store.release_orphans(self.id, held, now=self._clock.now())
                 self._look_into_all_mail()
             except Exception:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.delivery import adopt_unread, stored_wait, timed_out_step
+from agentflow.store.poison import is_suspect, to_be_raised
 from agentflow.store.protocol import (
     ClaimedRun,
     HintKind,
@@ -109,7 +111,7 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
     )
     if not rows:
         return []
-    rows = sorted(rows, key=lambda row: (row[14], row[0]))
+    rows = yield from _keep_one_suspect(tx, op, sorted(rows, key=lambda row: (row[14], row[0])))
     ids = sorted(row[0] for row in rows)
     journal = yield from _read_journals(ids, op.now)
     return [
@@ -154,6 +156,15 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
             _,
         ) in rows
     ]
+
+
+def _keep_one_suspect(tx: Transaction, op: Claim, rows: list[Any]) -> Work[list[Any]]:
+    """Give all suspects back but the first one."""
+    suspects = [row for row in rows if is_suspect(row[11])]
+    others = [(row[0], op.worker_id, row[1]) for row in suspects[1:]]
+    yield from _take_runs(tx, others, op.now)
+    given_back = {run_id for run_id, _, _ in others}
+    return [row for row in rows if row[0] not in given_back]
 
 
 class _Journals:
@@ -241,7 +252,7 @@ def retire_worker(tx: Transaction, op: RetireWorker) -> Work[list[str]]:
     """The worker's row is closed and what it still owns is ready at once."""
     yield worker_sql.REAP_WORKER, {"now": op.now, "worker": op.worker_id}
     owned = yield worker_sql.FIND_OWNED, {"by": op.worker_id}
-    return (yield from _take_runs(tx, owned, op.now, crashes=0))
+    return (yield from _take_runs(tx, owned, op.now))
 
 
 def list_workers(tx: Transaction, op: ListWorkers) -> Work[list[str]]:
@@ -261,8 +272,13 @@ def reap(tx: Transaction, op: Reap) -> Work[list[str]]:
 
 def take_ownerless(tx: Transaction, op: TakeOwnerless) -> Work[list[str]]:
     """Ready the running runs whose worker is reaped or missing."""
-    rows = yield worker_sql.FIND_OWNERLESS, {}
-    taken = yield from _take_runs(tx, rows, op.now, crashes=1)
+    by_owner: dict[str, list[Any]] = defaultdict(list)
+    for run_id, owner, epoch, crash_count in (yield worker_sql.FIND_OWNERLESS, {}):
+        by_owner[owner].append((run_id, owner, epoch, crash_count))
+    taken: list[str] = []
+    for rows in by_owner.values():
+        raised = to_be_raised({run_id: crash_count for run_id, _, _, crash_count in rows})
+        taken += yield from _take_runs(tx, [row[:3] for row in rows], op.now, crashed=raised)
     yield worker_sql.FORGET_WORKERS, {"before": op.now - KEEP_REAPED_MICROS}
     return taken
 
@@ -277,16 +293,18 @@ def release_orphans(tx: Transaction, op: ReleaseOrphans) -> Work[tuple[list[str]
     owned = yield worker_sql.FIND_OWNED, {"by": op.worker_id}
     missing = [row for row in owned if row[0] not in op.held]
     orphans = [row for row in missing if (row[0], row[2]) in op.suspects]
-    released = yield from _take_runs(tx, orphans, op.now, crashes=0)
+    released = yield from _take_runs(tx, orphans, op.now)
     return released, frozenset((run_id, epoch) for run_id, _, epoch in missing)
 
 
-def _take_runs(tx: Transaction, rows: list[Any], now: int, *, crashes: int) -> Work[list[str]]:
+def _take_runs(
+    tx: Transaction, rows: list[Any], now: int, *, crashed: Collection[str] = ()
+) -> Work[list[str]]:
     taken: list[str] = []
     for run_id, owner, epoch in rows:
         hit = yield (
             worker_sql.TAKE_FROM_OWNER,
-            {"now": now, "crashes": crashes, "run": run_id, "by": owner, "at_epoch": epoch},
+            {"now": now, "crashes": int(run_id in crashed), "run": run_id, "by": owner, "at_epoch": epoch},
         )
         if hit:
             taken.append(run_id)

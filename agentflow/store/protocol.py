@@ -809,7 +809,8 @@ class Store(Protocol):
     async def claim(
         self, worker_id: str, *, epoch: int, app: str, functions: Sequence[str], limit: int, now: Micros
     ) -> list[ClaimedRun]:
-        """Take up to `limit` ready runs of these functions, in order of (ready_at, id)."""
+        """Take up to `limit` ready runs of these functions, in order of (ready_at, id); one suspect at most, and none
+        while the worker has one (see `store.poison`)."""
         ...
 
     async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
@@ -821,7 +822,10 @@ class Store(Protocol):
         ...
 
     async def reap(self, *, now: Micros) -> list[str]:
-        """Take the runs of dead workers from them (bumping `crash_count`): ready at once. Returns their run ids."""
+        """Take the runs of dead workers from them: ready at once. Returns their run ids.
+
+        `crash_count` is bumped for those that may be to blame (see `store.poison`).
+        """
         ...
 
     async def release_orphans(self, worker_id: str, held: Collection[str], *, now: Micros) -> list[str]:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from agentflow.approvals import ApprovalRequest
 from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
+from agentflow.keys import CANCELLED
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
 from agentflow.store.protocol import CANCEL_KIND, FunctionInfo, Micros, ModelCall, Origin, Status
@@ -365,7 +366,7 @@ def _open_attempts(which: ColumnElement[bool]) -> Select[Any]:
         select(*attempt)
         .join(last, and_(last.c.run_id == attempt.run_id, last.c.key == attempt.key, last.c.n == attempt.n))
         .join(run.id.table, run.id == attempt.run_id)
-        .where(~has_outcome, run.status < int(Status.COMPLETED))
+        .where(~has_outcome, run.status < int(Status.COMPLETED), ~attempt.key.startswith(CANCELLED))
         .order_by(attempt.run_id, attempt.key)
     )
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    not_,
     null,
     or_,
     select,
@@ -20,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy import literal_column as raw
 
 from agentflow.clock import NEVER
+from agentflow.store.poison import POISONED, SUSPECT
 from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import CLAIMABLE, RunRow, WaitRow, WorkerRow, table_of
 from agentflow.store.statement import Flavour, Statement, big, small, text
@@ -40,6 +42,7 @@ from agentflow.store.statements import (
 
 _RUN, _WAIT = table_of(RunRow), table_of(WaitRow)
 _OF_STEPS = wait.kind != raw(f"'{CANCEL_KIND}'")
+_OTHER = _RUN.alias("other")
 
 
 def _claimable(d: Flavour) -> ColumnElement[bool]:
@@ -49,10 +52,25 @@ def _claimable(d: Flavour) -> ColumnElement[bool]:
     )
 
 
+def _is_suspect(crash_count: Any) -> ColumnElement[bool]:
+    return and_(crash_count >= raw(str(SUSPECT), Integer), crash_count < raw(str(POISONED), Integer))
+
+
+def _has_suspect() -> ColumnElement[bool]:
+    """Whether the claiming worker executes a suspect now."""
+    return exists().where(
+        _OTHER.c.owner == text("by"), _OTHER.c.status == raw("1", Integer), _is_suspect(_OTHER.c.crash_count)
+    )
+
+
 def _claim(d: Flavour) -> Any:
     ready = (
         select(run.id)
-        .where(_claimable(d), run.ready_at <= big("now"))
+        .where(
+            _claimable(d),
+            run.ready_at <= big("now"),
+            or_(not_(_is_suspect(run.crash_count)), not_(_has_suspect())),
+        )
         .order_by(run.ready_at, run.id)
         .limit(big("limit"))
         .with_for_update(skip_locked=True)
@@ -183,7 +201,7 @@ REAP_WORKER = Statement(
 )
 FIND_OWNERLESS = Statement(
     lambda _: (
-        select(run.id, run.owner, run.epoch)
+        select(run.id, run.owner, run.epoch, run.crash_count)
         .where(
             run.status == raw("1", Integer),
             ~exists().where(worker.id == run.owner, worker.reaped_at.is_(None)),

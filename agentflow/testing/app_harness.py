@@ -25,8 +25,9 @@ from agentflow.store.opening import open_store
 class Harness:
     """What `harness` gives. Domain time (waits, retries, approvals) is virtual; leases and `timeout=` are real."""
 
-    def __init__(self, app: App, clock: Clock) -> None:
+    def __init__(self, app: App, clock: Clock, *, replay_every_step: bool) -> None:
         self.app = app
+        self._replay_every_step = replay_every_step
         self._clock = clock
         self._worker: Worker | None = None
 
@@ -83,7 +84,7 @@ class Harness:
         """Start a new worker; what a crashed one has left behind is taken over."""
         if self._worker is not None:
             await self._worker.stop()
-        self._worker = self.app.engine_worker()
+        self._worker = self.app.engine_worker(replay_every_step=self._replay_every_step)
         await self._worker.start()
 
     def _virtual_clock(self, method: str) -> VirtualClock:
@@ -100,10 +101,12 @@ async def harness(
     model: ModelLike | None = None,
     clock: Literal["virtual", "system"] = "virtual",
     strict_replay: bool = True,
+    replay_every_step: bool = False,
 ) -> AsyncIterator[Harness]:
     """Run an app for a test, on a SQLite file of its own unless `database_url` is given (it is migrated then).
 
-    With `model` every model call of the app goes to that one.
+    With `model` every model call of the app goes to that one. With `replay_every_step` a run begins from the top after
+    every step, and one whose code does not do the same again fails with `ReplayMismatch`.
 
         async with harness(app, model=ScriptedModel(["Hello."])) as h:
             run = await h.start(greet, "Ana")
@@ -123,7 +126,7 @@ async def harness(
         await store.open(migrate=True)
         domain = VirtualClock(time.time_ns() // 1000) if clock == "virtual" else SystemClock()
         await app.connect(store, clock=domain, settings=settings)
-        running = Harness(app, domain)
+        running = Harness(app, domain, replay_every_step=replay_every_step)
         try:
             await running.restart()
             yield running

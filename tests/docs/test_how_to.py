@@ -276,3 +276,14 @@ async def test_missed_nights_are_caught_up_with_as_the_page_says() -> None:
             for name in ("report", "clean-up", "invoice")
         }
         assert counts == {"report": 0, "clean-up": 1, "invoice": 4}
+
+
+async def test_who_follows_a_run_reads_what_it_published() -> None:
+    page = load("how-to/publish-progress.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.import_rows, ["a", "b"])
+        await h.idle()
+        assert await page.follow(run.id) == [
+            {"topic": "progress", "data": {"done": 1, "of": 2}},
+            {"topic": "progress", "data": {"done": 2, "of": 2}},
+        ]

@@ -48,7 +48,7 @@ async def test_the_project_of_test_your_agents_passes_records_and_plays(tmp_path
     names = write_files("how-to/test-your-agents.md", tmp_path)
     assert {"main.py", "pyproject.toml", "conftest.py", "test_refund.py", "test_recorded.py"} <= set(names)
 
-    assert "3 passed" in pytest_in(tmp_path, "test_refund.py", "test_outage.py")
+    assert "4 passed" in pytest_in(tmp_path, "test_refund.py", "test_outage.py", "test_replay.py")
     async with fake_provider(["Hello."]) as provider:
         said = pytest_in(tmp_path, "--record-mode=rewrite", "test_recorded.py", **provider.environment())
     assert "1 passed" in said

@@ -75,6 +75,7 @@ OWN: list[AgentflowError] = [
     errors.NotFound("gone"),
     errors.ToolFailed("tool"),
     errors.ModelRetry("again"),
+    errors.Poisoned("code"),
     errors.ReplayMismatch("code"),
     errors.BudgetExceeded("money"),
     errors.GuardrailTripped("guard"),
