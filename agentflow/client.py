@@ -16,6 +16,7 @@ from agentflow.approvals import ApprovalRequest, Approve, DecisionInput, Deny, E
 from agentflow.clock import Clock, from_datetime
 from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import Duration, to_micros
+from agentflow.engine.attempts import delivered_to
 from agentflow.errors import (
     AgentflowError,
     AlreadyDecided,
@@ -25,8 +26,6 @@ from agentflow.errors import (
     InvalidInput,
     NotFound,
     NotPermitted,
-    NoWaiter,
-    SignalConflict,
 )
 from agentflow.events import EventRecord
 from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, Target
@@ -38,17 +37,14 @@ from agentflow.settings import Settings
 from agentflow.starts import KEY_LIFETIME, encode_input, local_infos, new_event, new_run, rerun_of
 from agentflow.step import EventLike, as_events
 from agentflow.store.protocol import (
-    AlreadyBuffered,
     Cancelled,
     CancelRun,
     Decide,
     Decided,
     DecisionResult,
-    Delivered,
     FunctionInfo,
     KeyConflict,
     NewRun,
-    NobodyWaits,
     NoSuchStep,
     PauseFunction,
     Rerun,
@@ -153,18 +149,7 @@ class Client:
                 buffer_until=None if buffer is None else now + to_micros(buffer),
             )
         )
-        match answer:
-            case Delivered(run_id=run_id):
-                return str(run_id) if run_id is not None else None
-            case NobodyWaits():
-                raise NoWaiter(
-                    f"nobody waits for signal {name!r}; to keep it for a wait that comes later, give buffer="
-                )
-            case AlreadyBuffered():
-                raise SignalConflict(
-                    f"a signal {name!r} is buffered already, and nobody has waited for it yet"
-                )
-        raise AssertionError(f"unexpected answer to a signal: {answer!r}")
+        return delivered_to(answer, name)
 
     async def usage(
         self,

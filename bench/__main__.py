@@ -28,9 +28,12 @@ async def measure(folder: Path, *, quick: bool) -> None:
     )
 
     bulk = raw.bulk_insert(folder, rows=50_000)
-    many = await workloads.throughput(_url(folder, "throughput"), runs=100 if quick else 500, steps=10)
+    runs = 100 if quick else 500
+    many = await workloads.throughput(_url(folder, "throughput"), runs=runs, steps=10)
     print(f"raw: bulk insert, 500 rows a transaction        {bulk:9.0f} rows/s")
-    print(f"agentflow: 500 runs x 10 steps                  {many:9.0f} steps/s   {many / bulk:5.2f} x raw")
+    print(
+        f"agentflow: {runs} runs x 10 steps                  {many:9.0f} steps/s   {many / bulk:5.2f} x raw"
+    )
 
     p50, p99 = await workloads.start_to_result(_url(folder, "start"), rounds=200 if quick else 1000)
     print(f"agentflow: start to result of one step, p50     {p50 * 1e6:9.0f} µs   {p50 / full:5.2f} x raw")
