@@ -260,6 +260,10 @@ class Worker:
         self._changed.clear()
         await self._changed.wait()
 
+    async def reap_now(self) -> int:
+        """Take runs from workers that are gone; how many it took (for tests and simulation)."""
+        return len(await self._reaper.run_once())
+
     async def claim_now(self) -> int:
         """Claim what is ready; how many it got (for tests and simulation)."""
         return await self._claims.run_once()

@@ -54,7 +54,8 @@ class Harness:
                 await worker.changed()
             elif await worker.tick_now():
                 continue
-            elif not await worker.claim_now() and not worker.running:
+            elif not await worker.claim_now() and not await worker.reap_now() and not worker.running:
+                # A commit that was on its way at a crash may have hidden its run from the first reaping.
                 return
 
     async def advance(self, duration: Duration) -> None:
