@@ -14,7 +14,22 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import AgentflowError, ConfigurationError
 from agentflow.events import CronTrigger, EventTrigger
-from agentflow.flow import CancelOn, RunFailure, Timeouts, as_cancel_on
+from agentflow.flow import (
+    Batch,
+    CancelOn,
+    Concurrency,
+    Debounce,
+    FlowControl,
+    Idempotency,
+    Key,
+    RateLimit,
+    RunFailure,
+    Singleton,
+    Throttle,
+    Timeouts,
+    as_cancel_on,
+    as_concurrency,
+)
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
 from agentflow.models.clients import held_clients
@@ -38,16 +53,6 @@ UserFunction = Callable[[Context[T], Step], Awaitable[R]]
 Trigger = EventTrigger | CronTrigger | str
 
 MOST_TRIGGERS = 10
-LATER = (
-    "concurrency",
-    "throttle",
-    "rate_limit",
-    "debounce",
-    "batch",
-    "priority",
-    "singleton",
-    "idempotency",
-)
 
 
 class App:
@@ -114,6 +119,14 @@ class App:
         on_failure: UserFunction[RunFailure, Any] | None = ...,
         timeouts: Timeouts | None = ...,
         cancel_on: CancelOn | Sequence[CancelOn] | None = ...,
+        concurrency: int | Concurrency | Sequence[Concurrency] | None = ...,
+        throttle: Throttle | None = ...,
+        rate_limit: RateLimit | None = ...,
+        debounce: Debounce | None = ...,
+        batch: Batch | None = ...,
+        priority: Key | None = ...,
+        singleton: Singleton | None = ...,
+        idempotency: Idempotency | None = ...,
         **config: Any,
     ) -> Callable[[UserFunction[T, R]], Function[T, R]]: ...
 
@@ -128,6 +141,14 @@ class App:
         on_failure: UserFunction[RunFailure, Any] | None = None,
         timeouts: Timeouts | None = None,
         cancel_on: CancelOn | Sequence[CancelOn] | None = None,
+        concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
+        throttle: Throttle | None = None,
+        rate_limit: RateLimit | None = None,
+        debounce: Debounce | None = None,
+        batch: Batch | None = None,
+        priority: Key | None = None,
+        singleton: Singleton | None = None,
+        idempotency: Idempotency | None = None,
         **config: Any,
     ) -> Any:
         """Register `async def f(ctx: Context[T], step: Step) -> R` as a durable function.
@@ -135,7 +156,9 @@ class App:
         `on` names the events that start it; `retries` counts for each step and for the code between steps.
         `on_failure=async def (ctx: Context[RunFailure], step)` runs once, as `<id>-failure`, after a run that has
         failed. `timeouts=Timeouts(start=, finish=)` cancel a run that begins too late or takes too long,
-        `cancel_on=CancelOn(event, match=)` one for which such an event arrives.
+        `cancel_on=CancelOn(event, match=)` one for which such an event arrives. The others are flow control: see the
+        values in `agentflow.flow`; `priority` is a path, an expression or a function of the event that gives how many
+        seconds ahead of others a run goes (-600 to 600).
         Errors in what is registered are raised here, as `ConfigurationError`.
 
             @app.function(on="ticket.created", retries=2)
@@ -155,6 +178,16 @@ class App:
                     on_failure=on_failure,
                     timeouts=timeouts,
                     cancel_on=as_cancel_on(cancel_on),
+                    flow=FlowControl(
+                        concurrency=as_concurrency(concurrency),
+                        throttle=throttle,
+                        rate_limit=rate_limit,
+                        debounce=debounce,
+                        batch=batch,
+                        priority=priority,
+                        singleton=singleton,
+                        idempotency=idempotency,
+                    ),
                 )
             except ConfigurationError as error:
                 raise ConfigurationError(f"function {name!r}: {error}") from error
@@ -461,8 +494,6 @@ async def _database_clock(store: Store) -> Clock:
 
 def _refuse_unknown(function: str, config: dict[str, Any]) -> None:
     for name in config:
-        if name in LATER:
-            raise ConfigurationError(f"function {function!r}: {name}= is not in this version yet")
         raise ConfigurationError(f"function {function!r}: there is no setting {name!r}")
 
 

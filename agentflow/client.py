@@ -116,7 +116,8 @@ class Client:
         answer = await asyncio.shield(future)
         match answer:
             case Started(run_id=run_id, created=created):
-                return self._handle(run_id, resolved, is_new=created)
+                # Under flow control it may have ended already, as skipped.
+                return self._handle(run_id, resolved, is_new=created and run.admission is None)
             case KeyConflict(run_id=run_id):
                 raise IdempotencyConflict(
                     f"idempotency key {idempotency_key!r} of {resolved.id!r} was used with other data, for run {run_id}"

@@ -179,6 +179,46 @@ class ModelRateLimit:
         _check_duration(self, "period")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowControl:
+    """All that decides of one function's runs when they may begin, and whether at all."""
+
+    concurrency: tuple[Concurrency, ...] = ()
+    throttle: Throttle | None = None
+    rate_limit: RateLimit | None = None
+    debounce: Debounce | None = None
+    batch: Batch | None = None
+    priority: Key | None = None
+    singleton: Singleton | None = None
+    idempotency: Idempotency | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in _FLOW_KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind | None):
+                raise ConfigurationError(f"{name}={value!r}: give {kind.__name__}(...)")
+        _check_key(self, "priority")
+        collects = [name for name in ("debounce", "batch") if getattr(self, name) is not None]
+        if len(collects) == 2:
+            raise ConfigurationError("debounce= and batch= cannot be had together: each makes one run of several")
+        for name in ("rate_limit", "singleton", "idempotency"):
+            if self.batch is not None and getattr(self, name) is not None:
+                raise ConfigurationError(f"batch= and {name}= cannot be had together: a batch is one run of many events")
+
+    def __bool__(self) -> bool:
+        return self != FlowControl()
+
+
+_FLOW_KINDS: Final[dict[str, type]] = {
+    "throttle": Throttle,
+    "rate_limit": RateLimit,
+    "debounce": Debounce,
+    "batch": Batch,
+    "singleton": Singleton,
+    "idempotency": Idempotency,
+}
+
+
 class CronTick(BaseModel):
     """The data of a run that a schedule started."""
 

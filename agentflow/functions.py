@@ -14,14 +14,15 @@ from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from agentflow.admission import gate_limits, rules_as_json, rules_from_json
 from agentflow.codec import Codec, codec_for
 from agentflow.context import Context
-from agentflow.durations import Duration
+from agentflow.durations import Duration, to_micros
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.events import EventTrigger
-from agentflow.flow import CancelOn, RunFailure, Timeouts
+from agentflow.flow import CancelOn, FlowControl, RunFailure, Timeouts
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
-from agentflow.store.protocol import FunctionInfo
+from agentflow.store.protocol import FunctionInfo, GateLimits
 from agentflow.timetable import Schedule
 
 T = TypeVar("T")
@@ -44,13 +45,21 @@ class RegisteredRef(FunctionRef):
     """A function that is not known here, but registered in this database."""
 
     cancel_on: tuple[CancelOn, ...] = ()
+    flow: FlowControl = FlowControl()
+    start_within: int | None = None
 
     @staticmethod
     def find(ref: FunctionRef, infos: Iterable[FunctionInfo], *, app: str) -> RegisteredRef | None:
         """The function of that name; without an app it is one of `app`."""
         for info in infos:
             if (info.app, info.id) == (ref.app or app, ref.id):
-                return RegisteredRef(info.id, info.app, cancel_on=cancel_on_of(info))
+                return RegisteredRef(
+                    info.id,
+                    info.app,
+                    cancel_on=cancel_on_of(info),
+                    flow=flow_of(info),
+                    start_within=start_within_of(info),
+                )
         return None
 
 
@@ -64,6 +73,7 @@ class FunctionConfig:
     on_failure: Handler | None = None
     timeouts: Timeouts | None = None
     cancel_on: tuple[CancelOn, ...] = ()
+    flow: FlowControl = FlowControl()
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +85,12 @@ class FunctionConfig:
             raise ConfigurationError("cancel_on=CancelOn(if_=...) is not in this version yet: use match=")
         policy = retry_policy(self.retries if self.retry is None else self.retry)
         object.__setattr__(self, "policy", policy)
+
+    @property
+    def start_within(self) -> int | None:
+        """How long a run may stay without beginning, in microseconds."""
+        start = None if self.timeouts is None else self.timeouts.start
+        return None if start is None else to_micros(start)
 
     def of_failures(self) -> FunctionConfig:
         """How the runs of `on_failure` behave: with the same patience, but no flow control and no failure of theirs."""
@@ -151,7 +167,9 @@ class Function(Generic[T, R]):
         )
         config = json.dumps(
             {"retries": self.config.retries}
-            | ({"cancel_on": list(map(asdict, self.config.cancel_on))} if self.config.cancel_on else {}),
+            | ({"cancel_on": list(map(asdict, self.config.cancel_on))} if self.config.cancel_on else {})
+            | ({"flow": rules_as_json(self.config.flow)} if self.config.flow else {})
+            | ({} if self.config.start_within is None else {"start_within": self.config.start_within}),
             default=timedelta.total_seconds,
         )
         text = json.dumps(schemas, sort_keys=True)
@@ -208,6 +226,11 @@ class Registry:
     def ids(self) -> tuple[str, ...]:
         return tuple(self._functions)
 
+    def gates(self) -> dict[str, GateLimits]:
+        """How wide the gates are of those functions that have some."""
+        limits = {function.id: gate_limits(function.config.flow) for function in self}
+        return {id: limit for id, limit in limits.items() if limit is not None}
+
     def find(self, function_id: str) -> Function[Any, Any] | None:
         return self._functions.get(function_id)
 
@@ -241,6 +264,17 @@ class Registry:
 def cancel_on_of(info: FunctionInfo) -> tuple[CancelOn, ...]:
     """Which events cancel the runs of a registered function."""
     return tuple(CancelOn(**rule) for rule in json.loads(info.config).get("cancel_on", ()))
+
+
+def flow_of(info: FunctionInfo) -> FlowControl:
+    """The flow control of a registered function."""
+    return rules_from_json(json.loads(info.config).get("flow", {}))
+
+
+def start_within_of(info: FunctionInfo) -> int | None:
+    """How long a run of a registered function may stay without beginning, in microseconds."""
+    within: int | None = json.loads(info.config).get("start_within")
+    return within
 
 
 def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:

@@ -11,24 +11,38 @@ from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import to_micros
 from agentflow.errors import InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
-from agentflow.flow import CancelOn
-from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, cancel_on_of
+from agentflow.admission import admitted, gated
+from agentflow.flow import CancelOn, FlowControl
+from agentflow.functions import (
+    Function,
+    FunctionRef,
+    RegisteredRef,
+    Registry,
+    cancel_on_of,
+    flow_of,
+    start_within_of,
+)
 from agentflow.ids import derived_id, new_id
 from agentflow.matching import MISSING, correlation, correlations, find
 from agentflow.settings import Settings
 from agentflow.store.protocol import (
     CANCEL_KIND,
+    Admission,
+    ClaimedRun,
     FunctionInfo,
     Json,
     Micros,
     NewEvent,
     NewRun,
     Origin,
+    Plan,
     StoredWait,
 )
 from agentflow.timetable import Schedule
 
 MAX_DEPTH = 32
+DIRECT_START = "agentflow/start"
+"""The name, in a batch, of what was started without an event."""
 KEY_LIFETIME = 24 * 3600 * 1_000_000
 """How long an idempotency key or an event's id is remembered, in microseconds."""
 
@@ -65,7 +79,7 @@ def new_run(
     """A run that somebody starts directly."""
     encoded = encode_input(function, data)
     run_id = new_id("run", now)
-    return NewRun(
+    run = NewRun(
         id=run_id,
         app=function.app or app,
         function=function.id,
@@ -78,7 +92,9 @@ def new_run(
         idempotency_digest=None if idempotency_key is None else digest(loads(encoded)),
         idempotency_until=None if idempotency_key is None else now + KEY_LIFETIME,
         cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
+        start_by=_start_by(now, _start_within(function)),
     )
+    return admitted(run, _flow_of(function), _event_of(run))
 
 
 def rerun_of(
@@ -86,7 +102,7 @@ def rerun_of(
 ) -> NewRun:
     """A run that does again what another one did, of nobody's parentage. What that one's parent got stands."""
     run_id = new_id("run", now)
-    return NewRun(
+    run = NewRun(
         id=run_id,
         app=origin.app,
         function=origin.function,
@@ -99,7 +115,9 @@ def rerun_of(
         rerun_of=origin.run_id,
         tags=origin.tags,
         cancel_on=cancel_waits(_rules_of(function), origin.trigger, input, since=now),
+        start_by=_start_by(now, _start_within(function)),
     )
+    return gated(run, _flow_of(function), _event_of(run))
 
 
 def child_run(
@@ -117,7 +135,7 @@ def child_run(
         )
     now = parent.now()
     encoded = encode_input(function, data)
-    return NewRun(
+    run = NewRun(
         id=run_id,
         app=function.app or parent.app,
         function=function.id,
@@ -129,7 +147,9 @@ def child_run(
         parent_key=parent_key,
         depth=parent.depth + 1,
         cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
+        start_by=_start_by(now, _start_within(function)),
     )
+    return admitted(run, _flow_of(function), _event_of(run), is_child=True)
 
 
 def scheduled_run(
@@ -138,16 +158,41 @@ def scheduled_run(
     """The run of one nominal time. Its id follows from that: there cannot be a second one."""
     run_id = derived_id("run", nominal, f"{schedule_id} {nominal}")
     encoded = tick_input(schedule, nominal)
-    return NewRun(
+    ready_at = schedule.delayed(nominal, schedule_id)
+    run = NewRun(
         id=run_id,
         app=function.app,
         function=function.id,
         input=encoded,
         created_at=now,
-        ready_at=schedule.delayed(nominal, schedule_id),
+        ready_at=ready_at,
         root_id=run_id,
         cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
+        start_by=_start_by(max(ready_at, now), function.config.start_within),
     )
+    return admitted(run, function.config.flow, _event_of(run))
+
+
+def plan_admission(
+    claimed: ClaimedRun, function: Function[Any, Any], plan: Plan
+) -> tuple[Admission, Micros]:
+    """What flow control asks of a run that was stored without it, and when it may begin."""
+    run = NewRun(
+        id=claimed.key.run_id,
+        app=claimed.app,
+        function=claimed.function,
+        input=claimed.input,
+        created_at=claimed.created_at,
+        ready_at=claimed.created_at,
+        root_id=claimed.root_id,
+        trigger=claimed.trigger,
+    )
+    event, rules = _event_of(run), function.config.flow
+    if plan is Plan.GATES:
+        planned = gated(run, rules, event)
+    else:
+        planned = admitted(run, rules, event, is_child=claimed.parent_id is not None)
+    return planned.admission or Admission(), planned.ready_at
 
 
 def tick_input(schedule: Schedule, nominal: Micros) -> Json:
@@ -178,18 +223,26 @@ def new_event(
     stored_id = event_id or new_id("evt", now)
     ts = now if event.ts is None else from_datetime(event.ts)
     envelope = {"id": event.id or stored_id, "name": event.name, "ts": to_datetime(ts).isoformat()}
+    begins_at = max(ts, now)
+    trigger_json = json.dumps(envelope)
+    seen = envelope | {"data": event.data}
     starts = tuple(
-        NewRun(
-            id=(run_id := new_id("run", now)),
-            app=info.app,
-            function=info.id,
-            input=data,
-            created_at=now,
-            ready_at=max(ts, now),
-            root_id=run_id,
-            trigger=(trigger := json.dumps(envelope)),
-            event_id=stored_id,
-            cancel_on=cancel_waits(cancel_on_of(info), trigger, data, since=max(ts, now)),
+        admitted(
+            NewRun(
+                id=(run_id := new_id("run", now)),
+                app=info.app,
+                function=info.id,
+                input=data,
+                created_at=now,
+                ready_at=begins_at,
+                root_id=run_id,
+                trigger=trigger_json,
+                event_id=stored_id,
+                cancel_on=cancel_waits(cancel_on_of(info), trigger_json, data, since=begins_at),
+                start_by=_start_by(begins_at, start_within_of(info)),
+            ),
+            flow_of(info),
+            seen,
         )
         for info in functions
         if any(
@@ -206,7 +259,7 @@ def new_event(
         received_at=now,
         dedup_key=event.id,
         starts=starts,
-        correlations=_correlations(envelope | {"data": event.data}),
+        correlations=_correlations(seen),
         source_run=source_run,
     )
 
@@ -218,6 +271,17 @@ def trigger_event(trigger: Json | None, input_json: Json) -> tuple[Event | None,
         return None, {"data": data}
     envelope = json.loads(trigger)
     return Event(**envelope, data=data), envelope | {"data": data}
+
+
+def all_events(event: Event | None, data: Any, batch: Sequence[Json]) -> tuple[Event, ...]:
+    """`ctx.events`: of a batch those that joined it too; one that was started without an event is one all the same."""
+    if not batch:
+        return () if event is None else (event,)
+    joined = [trigger_event(*json.loads(text)) for text in batch]
+    return tuple(
+        Event.model_construct(name=DIRECT_START, data=seen["data"], id=None, ts=None) if found is None else found
+        for found, seen in [(event, {"data": data}), *joined]
+    )
 
 
 def cancel_waits(
@@ -253,6 +317,27 @@ def _rules_of(function: Function[Any, Any] | FunctionRef) -> tuple[CancelOn, ...
     if isinstance(function, Function):
         return function.config.cancel_on
     return function.cancel_on if isinstance(function, RegisteredRef) else ()
+
+
+def _flow_of(function: Function[Any, Any] | FunctionRef) -> FlowControl:
+    if isinstance(function, Function):
+        return function.config.flow
+    return function.flow if isinstance(function, RegisteredRef) else FlowControl()
+
+
+def _start_within(function: Function[Any, Any] | FunctionRef) -> Micros | None:
+    if isinstance(function, Function):
+        return function.config.start_within
+    return function.start_within if isinstance(function, RegisteredRef) else None
+
+
+def _start_by(due_at: Micros, within: Micros | None) -> Micros | None:
+    # One more than allowed: who begins at the last moment is not too late.
+    return None if within is None else due_at + within + 1
+
+
+def _event_of(run: NewRun) -> dict[str, Any]:
+    return trigger_event(run.trigger, run.input)[1]
 
 
 def local_infos(registry: Registry) -> list[FunctionInfo]:

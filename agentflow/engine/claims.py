@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from agentflow.clock import Clock, VirtualClock
 from agentflow.engine.wakeups import Wakeups
 from agentflow.functions import Registry
 from agentflow.store.poison import must_be_alone
-from agentflow.store.protocol import ClaimedRun, Store
+from agentflow.store.protocol import ClaimedRun, GateLimits, Store
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -37,7 +37,9 @@ class Claims:
         room: Callable[[], int],
         on_claimed: Callable[[ClaimedRun], None],
         rng: random.Random,
+        gates: Mapping[str, GateLimits],
     ) -> None:
+        self._gates = gates
         self._store = store
         self._clock = clock
         self._registry = registry
@@ -70,6 +72,7 @@ class Claims:
             functions=self._registry.ids(),
             limit=limit,
             now=self._clock.now(),
+            gates=self._gates,
         )
         self.has_backlog = len(claimed) == limit
         # Last, who has to be alone: it waits until those before it have ended.

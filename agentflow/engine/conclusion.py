@@ -84,7 +84,7 @@ class Conclusion:
                 logger.warning("%s; it is tried again in %d s", mismatch, pause // 1_000_000)
                 return await self._pause(runner.now() + pause, reason=f"ReplayMismatch: {mismatch}")
             case Drained():
-                await self._store.submit(Release(runner.run_key, runner.now()))
+                await self._store.submit(Release(runner.run_key, runner.now(), runner.claimed.slots))
                 return verdict
             case Suspended() | Lost():
                 return verdict
@@ -130,7 +130,9 @@ class Conclusion:
         mail = runner.waits.mail
         due = min(due, runner.time_limit.deadline)
         while True:
-            answer = await self._store.submit(Suspend(runner.run_key, mail, Status.SLEEPING, due, reason))
+            answer = await self._store.submit(
+                Suspend(runner.run_key, mail, Status.SLEEPING, due, reason, runner.claimed.slots)
+            )
             match answer:
                 case MailChanged(cancel=True):
                     return await self.write(Cancelled())
@@ -179,7 +181,17 @@ class Conclusion:
         runner = self._runner
         point("before_finish")
         answer = await self._store.submit(
-            Finish(runner.run_key, status, output, error, reason, runner.now(), parent_error, follow_up)
+            Finish(
+                runner.run_key,
+                status,
+                output,
+                error,
+                reason,
+                runner.now(),
+                parent_error,
+                follow_up,
+                runner.claimed.slots,
+            )
         )
         point("after_finish")
         if isinstance(answer, Fenced):

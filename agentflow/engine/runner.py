@@ -41,7 +41,7 @@ from agentflow.functions import Function, FunctionRef, RegisteredRef, Target
 from agentflow.ids import validate_id
 from agentflow.info import current_body
 from agentflow.keys import CANCELLED, branch_of, escape, make_key
-from agentflow.starts import new_event, trigger_event
+from agentflow.starts import all_events, new_event, trigger_event
 from agentflow.step import Step
 from agentflow.step_runner import Body, RawId, TakenKey, Wait
 from agentflow.store.poison import POISONED
@@ -189,6 +189,7 @@ class Runner:
     def _begin(self) -> None:
         try:
             event, self.trigger_event = trigger_event(self.claimed.trigger, self.claimed.input)
+            events = all_events(event, self.trigger_event["data"], self.claimed.batch)
             data = self.function.input_codec.decode(self.claimed.input)
         except Exception as error:  # a validator of the user's may raise anything
             refused = InvalidInput(f"the input of {self.function.id!r} is not valid: {error}")
@@ -201,7 +202,7 @@ class Runner:
             function_id=self.function.id,
             attempt=len(self.journal.attempts.get(self.journal.code_key, ())),
             event=event,
-            events=() if event is None else (event,),
+            events=events,
             logger=RunLogger(
                 logging.getLogger("agentflow.run"),
                 run_id=self.run_id,

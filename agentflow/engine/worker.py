@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from agentflow.clock import Clock
 from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
+from agentflow.engine.lanes import Lanes
 from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
 from agentflow.engine.runner import Runner
 from agentflow.engine.schedules import Schedules
@@ -25,7 +26,8 @@ from agentflow.ids import new_id
 from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.store.poison import is_suspect, must_be_alone
-from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, RunKey, Store
+from agentflow.starts import plan_admission
+from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, RunKey, Store
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -94,6 +96,7 @@ class Worker:
             on_ended=on_ended,
             replay_every_step=replay_every_step,
         )
+        gates = registry.gates()
         self._claims = Claims(
             store,
             clock,
@@ -104,6 +107,15 @@ class Worker:
             room=self._room,
             on_claimed=self._take,
             rng=self._rng,
+            gates=gates,
+        )
+        self._lanes = Lanes(
+            store,
+            clock,
+            app=app,
+            functions=registry.ids(),
+            gates=gates,
+            on_open=self._wakeups.look_for_runs,
         )
         self._schedules = Schedules(store, clock, registry, app=app)
         self._reaper = Reaper(
@@ -144,6 +156,7 @@ class Worker:
             asyncio.create_task(self._reaper.run(), name="agentflow-reaper"),
             asyncio.create_task(self._release_orphans(), name="agentflow-orphans"),
             asyncio.create_task(self._schedules.run(), name="agentflow-schedules"),
+            asyncio.create_task(self._lanes.run(), name="agentflow-lanes"),
         ]
 
     async def stop(self) -> None:
@@ -272,6 +285,10 @@ class Worker:
         """Start the runs of schedules that are due; how many (for tests and simulation)."""
         return await self._schedules.run_once()
 
+    async def tend_lanes_now(self) -> int:
+        """Let through what stands before an open gate; how many (for tests and simulation)."""
+        return await self._lanes.run_once()
+
     @property
     def next_tick_at(self) -> int | None:
         """When the next schedule is due, as of the last look."""
@@ -283,7 +300,8 @@ class Worker:
         fits = (
             run.app == self._app and run.ready_at <= self._clock.now() and self._registry.find(run.function)
         )
-        if not (has_room and fits and self._is_started):
+        is_free = run.admission is None and not run.is_unplanned
+        if not (has_room and fits and is_free and self._is_started):
             return None
         self._offered.add(run.id)
         return self.id
@@ -335,11 +353,21 @@ class Worker:
             # The old coroutine has not ended yet. The run is ours in the database; it begins when that one is gone.
             self._next[run_id] = claimed
             return
+        if claimed.plan is not None:
+            self._store.submit(self._planned(claimed, claimed.plan))
+            return
         if must_be_alone(claimed.crash_count):
             self._alone = claimed
             self._begin_alone()
         else:
             self._begin_run(claimed)
+
+    def _planned(self, claimed: ClaimedRun, plan: Plan) -> PlanRun:
+        """What flow control asks of a run whose sender could not say; it is claimed again then."""
+        function = self._registry.find(claimed.function)
+        assert function is not None, "claims ask for registered functions only"
+        admission, ready_at = plan_admission(claimed, function, plan)
+        return PlanRun(claimed.key, admission, ready_at, self._clock.now())
 
     def _begin_run(self, claimed: ClaimedRun) -> None:
         run_id = claimed.key.run_id

@@ -8,8 +8,17 @@ from typing import Any
 from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_functions import pause_function
+from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
-from agentflow.store.operations_runs import cancel_run, finish, release, rerun, start_run, suspend
+from agentflow.store.operations_runs import (
+    cancel_run,
+    finish,
+    plan_run,
+    release,
+    rerun,
+    start_run,
+    suspend,
+)
 from agentflow.store.operations_schedules import keep_schedules, list_schedules, tick_schedule
 from agentflow.store.operations_steps import (
     append_stream,
@@ -64,6 +73,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.KeepSchedules: keep_schedules,
     p.ListSchedules: list_schedules,
     p.TickSchedule: tick_schedule,
+    p.PlanRun: plan_run,
     Claim: claim,
     ListMail: list_mail,
     ListWorkers: list_workers,
@@ -73,6 +83,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     ReleaseOrphans: release_orphans,
     RetireWorker: retire_worker,
     TakeOwnerless: take_ownerless,
+    TendLanes: tend_lanes,
 }
 
 _ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
@@ -87,6 +98,7 @@ _NEVER_STRICT = (
     RegisterWorker,
     ReleaseOrphans,
     RetireWorker,
+    TendLanes,
 )
 """What a power loss may take without harm: it is done again, or it was only for the eye."""
 
@@ -127,6 +139,22 @@ def workers_of(operations: Iterable[Any]) -> list[str]:
         elif isinstance(operation, Claim | ReleaseOrphans):
             found.add(operation.worker_id)
     return sorted(found)
+
+
+def flow_keys_of(operation: Any) -> list[str]:
+    """The keys of flow control that an operation is known to look at."""
+    if isinstance(operation, p.Suspend | p.Release | p.Finish):
+        return list(operation.slots)
+    starts: list[p.NewRun] = []
+    if isinstance(operation, p.StartRun | p.Rerun):
+        starts = [operation.run]
+    elif isinstance(operation, p.TickSchedule):
+        starts = list(operation.runs)
+    elif isinstance(operation, p.SendEvents):
+        starts = [run for event in operation.events for run in event.starts]
+    elif isinstance(operation, p.RegisterWait) and operation.child is not None:
+        starts = [operation.child]
+    return [key for run in starts if run.admission is not None for key in run.admission.keys()]
 
 
 def weight_of(operation: Any) -> int:

@@ -8,9 +8,13 @@ from typing import Any
 from agentflow.clock import NEVER
 from agentflow.runs import RunStatus
 from agentflow.store import statements as sql
+from agentflow.store import statements_flow as flow_sql
 from agentflow.store.delivery import deliver
+from agentflow.store.operations_admission import Dropped, Fresh, Joined, admit, lane_of_laggards
 from agentflow.store.operations_functions import is_paused
+from agentflow.store.operations_gates import free_slots, leave_lanes
 from agentflow.store.protocol import (
+    UNPLANNED,
     Cancelled,
     CancelRun,
     Done,
@@ -22,6 +26,7 @@ from agentflow.store.protocol import (
     MailChanged,
     NewRun,
     NoSuchStep,
+    PlanRun,
     Release,
     Rerun,
     Started,
@@ -63,18 +68,112 @@ def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep | KeyConflict
     started = yield from insert_run(tx, op.run, op.now)
     if isinstance(started, Started) and started.created and before is not None:
         yield sql.COPY_STEPS, {"to_run": op.run.id, "of_run": origin, "before": before}
+    if isinstance(started, Started) and started.created:
+        yield flow_sql.COPY_BATCH, {"to_run": op.run.id, "of_run": origin}
     return started
 
 
 def insert_run(
     tx: Transaction, run: NewRun, now: int, *, owner: str | None = None
 ) -> Work[Started | KeyConflict]:
-    """Insert a run with its payload, unless its id or its idempotency key is there."""
+    """Insert a run with its payload, unless its id or its idempotency key is there, or flow control has it join."""
     if run.idempotency_key is not None:
         known = yield from _claim_key(run, now)
         if known is not None:
             return known
-    rows = yield sql.INSERT_RUN, _run_params(run, now, owner)
+    if run.admission is not None:
+        return (yield from _insert_admitted(tx, run, now))
+    return (yield from _insert(tx, run, _run_params(run, now, owner)))
+
+
+def plan_run(tx: Transaction, op: PlanRun) -> Work[Done | Fenced]:
+    """Apply flow control to a run that its sender could not plan."""
+    state = yield from fence(tx, op.run)
+    if isinstance(state, Fenced):
+        return state
+    run_id = op.run.run_id
+    [(app, function, text, trigger, tags)] = yield flow_sql.READ_ORIGIN, {"id": run_id}
+    run = NewRun(
+        id=run_id,
+        app=app,
+        function=function,
+        input=text,
+        created_at=op.now,
+        ready_at=op.ready_at,
+        root_id=run_id,
+        trigger=trigger,
+        tags=tuple(json.loads(tags or "[]")),
+        admission=op.admission,
+    )
+    verdict = yield from admit(tx, run, op.now)
+    match verdict:
+        case Joined(run_id=other):
+            yield from _drop(tx, run_id, f"joined run {other}", state, op.now)
+        case Dropped(reason=reason):
+            yield from _drop(tx, run_id, reason, state, op.now)
+        case Fresh(run=planned, cancels=cancels):
+            lane = lane_of_laggards(planned)
+            yield (
+                flow_sql.PLAN_RUN,
+                {
+                    "new_gates": op.admission.gates.to_json(),
+                    "ready": planned.ready_at,
+                    "lane": lane,
+                    "place": None if lane is None else planned.ready_at,
+                    "run": run_id,
+                },
+            )
+            yield from cancel_tree(tx, list(cancels), f"singleton: run {run_id} takes its place", op.now)
+            tx.tell(HintKind.READY)
+    return Done(state.mail, state.cancel)
+
+
+def _drop(tx: Transaction, run_id: str, reason: str, state: RunState, now: int) -> Work[None]:
+    *_, error = child_outcome(run_id, Status.SKIPPED, output=None, error=None, reason=reason)
+    result = (None, None, error if state.parent_key else None)
+    yield from end_run(tx, run_id, Status.SKIPPED, now=now, reason=reason, result=result)
+    yield from wake_parent(
+        tx, run_id, state.parent_id, state.parent_key, Status.SKIPPED, now=now, output=None, error=error
+    )
+
+
+def _insert_admitted(tx: Transaction, run: NewRun, now: int) -> Work[Started]:
+    """Insert a run as flow control has it: to be claimed, or skipped; or let another one do its work."""
+    assert run.admission is not None
+    if (yield sql.READ_RUN, {"id": run.id}):  # played again
+        return Started(run.id, created=False, epoch=0)
+    verdict = yield from admit(tx, run, now)
+    if isinstance(verdict, Joined):
+        if run.event_id is not None:
+            yield sql.INSERT_EVENT_RUN, {"event_id": run.event_id, "run_id": verdict.run_id}
+        if run.idempotency_key is not None:
+            yield from _hand_key_to(run, verdict.run_id)
+        return Started(verdict.run_id, created=False, epoch=0)
+    if isinstance(verdict, Dropped):
+        skipped = _run_params(run, now, None) | {
+            "status": int(Status.SKIPPED),
+            "ready_at": NEVER,
+            "reason": verdict.reason,
+            "ended_at": now,
+        }
+        started = yield from _insert(tx, run._replace(cancel_on=()), skipped)
+        tx.tell(HintKind.ENDED, run.id)
+        return started
+    planned = verdict.run
+    lane = lane_of_laggards(planned)
+    params = _run_params(planned, now, None) | {
+        "reason": verdict.reason,
+        "blocked_on": lane,
+        "order_at": None if lane is None else planned.ready_at,
+    }
+    started = yield from _insert(tx, planned, params)
+    if verdict.cancels:
+        yield from cancel_tree(tx, list(verdict.cancels), f"singleton: run {run.id} takes its place", now)
+    return started
+
+
+def _insert(tx: Transaction, run: NewRun, params: dict[str, Any]) -> Work[Started]:
+    rows = yield sql.INSERT_RUN, params
     if not rows:
         return Started(run.id, created=False, epoch=0)
     yield (
@@ -93,9 +192,9 @@ def insert_run(
         yield sql.INSERT_WAIT, {"run_id": run.id, **wait._asdict()}
     if run.event_id is not None:
         yield sql.INSERT_EVENT_RUN, {"event_id": run.event_id, "run_id": run.id}
-    if owner is None:
+    if params["owner"] is None:
         tx.tell(HintKind.READY)
-    return Started(run.id, created=True, epoch=0 if owner is None else 1)
+    return Started(run.id, created=True, epoch=params["epoch"])
 
 
 def suspend(tx: Transaction, op: Suspend) -> Work[Done | MailChanged | Fenced]:
@@ -115,6 +214,8 @@ def suspend(tx: Transaction, op: Suspend) -> Work[Done | MailChanged | Fenced]:
             },
         )
         if rows:
+            if op.slots:
+                yield from free_slots(tx, [op.run.run_id], op.slots)
             tx.tell(HintKind.READY)
             return Done(mail=op.mail)
         # Nothing was hit: look again, for what came between the two statements.
@@ -133,6 +234,8 @@ def release(tx: Transaction, op: Release) -> Work[Done | Fenced]:
         sql.RELEASE_RUN,
         {"now": op.now, "run": op.run.run_id, "at_epoch": op.run.epoch, "by": op.run.worker_id},
     )
+    if op.slots:
+        yield from free_slots(tx, [op.run.run_id], op.slots)
     tx.tell(HintKind.READY)
     return Done(state.mail, state.cancel)
 
@@ -158,6 +261,8 @@ def finish(tx: Transaction, op: Finish) -> Work[Done | Fenced]:
     )
     if op.status == Status.CANCELLED:
         yield from _cancel_children(tx, run_id, op.reason, op.now)
+    if op.slots:
+        yield from free_slots(tx, [run_id], op.slots)
     if op.follow_up is not None:
         yield from insert_run(tx, op.follow_up, op.now)
     return Done(state.mail, state.cancel)
@@ -261,6 +366,8 @@ def cancel_tree(
             tx.tell(HintKind.MAIL, run_id)
             asked.append(run_id)
         else:
+            if state.is_gated and state.status == Status.QUEUED:
+                yield from leave_lanes(tx, run_id, now)
             *_, error = child_outcome(run_id, Status.CANCELLED, output=None, error=None, reason=reason)
             yield from end_run(
                 tx,
@@ -328,6 +435,8 @@ def _run_params(run: NewRun, now: int, owner: str | None) -> dict[str, Any]:
         "status": int(Status.QUEUED if owner is None else Status.RUNNING),
         "ready_at": run.ready_at,
         "blocked_on": None,
+        "order_at": None,
+        "gates": _gates_of(run),
         "owner": owner,
         "epoch": 0 if owner is None else 1,
         "mail": 0,
@@ -340,12 +449,33 @@ def _run_params(run: NewRun, now: int, owner: str | None) -> dict[str, Any]:
         "rerun_of": run.rerun_of,
         "idempotency_key": run.idempotency_key,
         "cancel_at": None,
-        "deadline": None,
+        "deadline": run.start_by,
         "reason": None,
         "created_at": run.created_at,
         "started_at": None if owner is None else now,
         "ended_at": None,
     }
+
+
+def _gates_of(run: NewRun) -> Json | None:
+    if run.is_unplanned:
+        return UNPLANNED
+    return None if run.admission is None else run.admission.gates.to_json()
+
+
+def _hand_key_to(run: NewRun, run_id: str) -> Work[None]:
+    """The idempotency key of a start that joined another run leads to that one."""
+    yield (
+        sql.RENEW_KEY,
+        {
+            "new_run": run_id,
+            "new_digest": run.idempotency_digest or "",
+            "new_until": run.idempotency_until or NEVER,
+            "of_app": run.app,
+            "of_function": run.function,
+            "of_key": run.idempotency_key,
+        },
+    )
 
 
 def _let_go_before(op: Suspend | Release, why: Fenced) -> Work[Done | Fenced]:

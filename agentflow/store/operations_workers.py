@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from agentflow.store import statements as sql
+from agentflow.store import statements_flow as flow_sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.delivery import adopt_unread, stored_wait, timed_out_step
 from agentflow.store.poison import is_suspect, to_be_raised
+from agentflow.store.operations_admission import LAG
+from agentflow.store.operations_gates import Candidate, free_slots, let_laggards_through, pass_gates
 from agentflow.store.protocol import (
+    NO_GATES,
+    UNPLANNED,
     ClaimedRun,
+    GateLimits,
+    Gates,
     HintKind,
     ModelCall,
+    Plan,
     RunKey,
     StoredAttempt,
     StoredStep,
@@ -30,6 +38,7 @@ class Claim(NamedTuple):
     functions: tuple[str, ...]
     limit: int
     now: int
+    gates: Mapping[str, GateLimits] = NO_GATES
 
 
 class NextReady(NamedTuple):
@@ -95,6 +104,8 @@ class ReleaseOrphans(NamedTuple):
 
 
 KEEP_REAPED_MICROS = 3600 * 1_000_000
+MOST_ROUNDS = 20
+"""How often one claim looks again, when runs that it took found a gate closed."""
 
 
 def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
@@ -105,66 +116,134 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
     """
     if op.worker_id not in tx.alive or op.limit < 1:
         return []
-    rows = yield (
-        worker_sql.CLAIM_RUNS,
-        {"by": op.worker_id, "app": op.app, "functions": op.functions, "now": op.now, "limit": op.limit},
-    )
+    rows: list[_Row] = []
+    for _ in range(MOST_ROUNDS):
+        picked, passed = yield from _pick(tx, op, op.limit - len(rows))
+        rows += passed
+        if len(rows) >= op.limit or (picked < op.limit and not (yield from _ask_laggards(tx, op, len(rows)))):
+            break
     if not rows:
         return []
-    rows = yield from _keep_one_suspect(tx, op, sorted(rows, key=lambda row: (row[14], row[0])))
-    ids = sorted(row[0] for row in rows)
-    journal = yield from _read_journals(ids, op.now)
+    journal = yield from _read_journals(sorted(row.id for row in rows), op.now)
+    batched = sorted(row.id for row in rows if row.function in op.gates and op.gates[row.function].is_batch)
+    if batched:
+        for run_id, event in (yield flow_sql.READ_BATCH_OF, {"ids": batched}):
+            journal.batches[run_id].append(event)
     return [
         ClaimedRun(
-            key=RunKey(run_id, op.worker_id, epoch),
-            app=app,
-            function=function,
-            input=journal.inputs[run_id][0],
-            trigger=journal.inputs[run_id][1],
-            created_at=created_at,
-            started_at=started_at,
-            parent_id=parent_id,
-            parent_key=parent_key,
-            root_id=root_id,
-            depth=depth,
-            tags=tuple(json.loads(journal.inputs[run_id][2] or "[]")),
-            mail=mail,
-            crash_count=crash_count,
-            cancel_at=cancel_at,
-            reason=reason,
-            next_seq=journal.next_seq[run_id],
-            steps=tuple(journal.steps[run_id]),
-            attempts=tuple(journal.attempts[run_id]),
-            waits=tuple(journal.waits[run_id]),
-            model_calls=tuple(journal.calls[run_id]),
+            key=RunKey(row.id, op.worker_id, row.epoch),
+            app=row.app,
+            function=row.function,
+            input=journal.inputs[row.id][0],
+            trigger=journal.inputs[row.id][1],
+            created_at=row.created_at,
+            started_at=op.now if row.started_at is None else row.started_at,
+            parent_id=row.parent_id,
+            parent_key=row.parent_key,
+            root_id=row.root_id,
+            depth=row.depth,
+            tags=tuple(json.loads(journal.inputs[row.id][2] or "[]")),
+            mail=row.mail,
+            crash_count=row.crash_count,
+            cancel_at=row.cancel_at,
+            reason=row.reason,
+            next_seq=journal.next_seq[row.id],
+            steps=tuple(journal.steps[row.id]),
+            attempts=tuple(journal.attempts[row.id]),
+            waits=tuple(journal.waits[row.id]),
+            model_calls=tuple(journal.calls[row.id]),
+            slots=_slots_of(row, op.gates),
+            batch=tuple(journal.batches[row.id]),
+            plan=_plan_of(row, op.gates),
         )
-        for (
-            run_id,
-            epoch,
-            app,
-            function,
-            created_at,
-            started_at,
-            parent_id,
-            parent_key,
-            root_id,
-            depth,
-            mail,
-            crash_count,
-            cancel_at,
-            reason,
-            _,
-        ) in rows
+        for row in rows
     ]
 
 
-def _keep_one_suspect(tx: Transaction, op: Claim, rows: list[Any]) -> Work[list[Any]]:
+class _Row(NamedTuple):
+    """What the claim's statement gives of a run."""
+
+    id: str
+    epoch: int
+    app: str
+    function: str
+    created_at: int
+    started_at: int | None
+    parent_id: str | None
+    parent_key: str | None
+    root_id: str
+    depth: int
+    mail: int
+    crash_count: int
+    cancel_at: int | None
+    reason: str | None
+    ready_at: int
+    gates: str | None
+    blocked_on: str | None
+
+
+def _pick(tx: Transaction, op: Claim, limit: int) -> Work[tuple[int, list[_Row]]]:
+    """Take up to `limit` runs; how many were ready, and those that may execute."""
+    found = yield (
+        worker_sql.CLAIM_RUNS,
+        {
+            "by": op.worker_id,
+            "app": op.app,
+            "functions": op.functions,
+            "gated": tuple(op.gates),
+            "now": op.now,
+            "limit": limit,
+        },
+    )
+    picked = sorted((_Row(*row) for row in found), key=lambda row: (row.ready_at, row.id))
+    rows = yield from _keep_one_suspect(tx, op, picked)
+    gated = [row for row in rows if row.function in op.gates]
+    if gated:
+        candidates = [
+            Candidate(row.id, row.function, Gates.from_json(row.gates), row.started_at is not None)
+            for row in gated
+            if row.gates not in (None, UNPLANNED) and not _is_too_late(row)
+        ]
+        passed = yield from pass_gates(tx, candidates, op.gates, worker_id=op.worker_id, now=op.now)
+        stopped = {candidate.run_id for candidate in candidates} - passed
+        rows = [row for row in rows if row.id not in stopped]
+        begun = [row.id for row in gated if row.id not in stopped and _plan_of(row, op.gates) is None]
+        if begun:
+            yield flow_sql.BEGIN_RUNS, {"ids": sorted(begun), "now": op.now}
+    return len(picked), rows
+
+
+def _is_too_late(row: _Row) -> bool:
+    """Whether it is claimed although it stands in a lane: because the time by which it was to begin is over."""
+    return row.blocked_on is not None and not row.blocked_on.startswith(LAG)
+
+
+def _ask_laggards(tx: Transaction, op: Claim, taken: int) -> Work[bool]:
+    """There is room left: take what goes behind others."""
+    if not op.gates:
+        return False
+    return bool((yield from let_laggards_through(tx, op.app, op.gates, op.limit - taken, op.now)))
+
+
+def _plan_of(row: _Row, gates: Mapping[str, GateLimits]) -> Plan | None:
+    if row.gates == UNPLANNED:
+        return Plan.WHOLE
+    return Plan.GATES if row.gates is None and row.function in gates else None
+
+
+def _slots_of(row: _Row, gates: Mapping[str, GateLimits]) -> tuple[str, ...]:
+    if row.function not in gates or row.gates in (None, UNPLANNED) or _is_too_late(row):
+        return ()
+    return Gates.from_json(row.gates).slots[: len(gates[row.function].slots)]
+
+
+def _keep_one_suspect(tx: Transaction, op: Claim, rows: list[_Row]) -> Work[list[_Row]]:
     """Give all suspects back but the first one."""
-    suspects = [row for row in rows if is_suspect(row[11])]
-    others = [(row[0], op.worker_id, row[1]) for row in suspects[1:]]
+    suspects = [row for row in rows if is_suspect(row.crash_count)]
+    others = [(row.id, op.worker_id, row.epoch) for row in suspects[1:]]
     yield from _take_runs(tx, others, op.now)
     given_back = {run_id for run_id, _, _ in others}
-    return [row for row in rows if row[0] not in given_back]
+    return [row for row in rows if row.id not in given_back]
 
 
 class _Journals:
@@ -176,6 +255,7 @@ class _Journals:
         self.attempts: dict[str, list[StoredAttempt]] = defaultdict(list)
         self.waits: dict[str, list[Any]] = defaultdict(list)
         self.calls: dict[str, list[ModelCall]] = defaultdict(list)
+        self.batches: dict[str, list[str]] = defaultdict(list)
         self.next_seq: dict[str, int] = defaultdict(lambda: 1)
 
 
@@ -309,5 +389,6 @@ def _take_runs(
         if hit:
             taken.append(run_id)
     if taken:
+        yield from free_slots(tx, taken)
         tx.tell(HintKind.READY)
     return taken

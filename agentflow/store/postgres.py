@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -15,6 +15,7 @@ from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store.hints import Hints
 from agentflow.store.operations import apply, workers_of
+from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_workers import (
     Claim,
     ListMail,
@@ -30,7 +31,16 @@ from agentflow.store.postgres_connection import connect, is_conflict, is_outage
 from agentflow.store.postgres_notices import Notices
 from agentflow.store.postgres_schema import check, make_engine, migrate
 from agentflow.store.postgres_vectors import Lease
-from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation, Queries
+from agentflow.store.protocol import (
+    NO_GATES,
+    ClaimedRun,
+    GateLimits,
+    Hint,
+    HintListener,
+    Micros,
+    Operation,
+    Queries,
+)
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction
 from agentflow.store.writer import Writer
@@ -167,15 +177,30 @@ class PostgresStore:
         self._suspects.pop(worker_id, None)
 
     async def claim(
-        self, worker_id: str, *, epoch: int, app: str, functions: Sequence[str], limit: int, now: Micros
+        self,
+        worker_id: str,
+        *,
+        epoch: int,
+        app: str,
+        functions: Sequence[str],
+        limit: int,
+        now: Micros,
+        gates: Mapping[str, GateLimits] = NO_GATES,
     ) -> list[ClaimedRun]:
         point("before_claim")
         lease = self._leases.get(worker_id)
         if lease is None or lease.epoch != epoch:
             return []
-        claimed: list[ClaimedRun] = await self._transact(Claim(worker_id, app, tuple(functions), limit, now))
+        operation = Claim(worker_id, app, tuple(functions), limit, now, gates)
+        claimed: list[ClaimedRun] = await self._transact(operation)
         point("after_claim")
         return claimed
+
+    async def tend_lanes(
+        self, *, app: str, functions: Sequence[str], now: Micros, gates: Mapping[str, GateLimits]
+    ) -> int:
+        let_through: int = await self._transact(TendLanes(app, tuple(functions), now, gates))
+        return let_through
 
     async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
         due: Micros | None = await self._transact(NextReady(app, tuple(functions)))

@@ -15,11 +15,11 @@ import asyncpg  # type: ignore[import-untyped]
 from agentflow.crashpoints import point
 from agentflow.store import protocol as p
 from agentflow.store import statements as sql
-from agentflow.store.operations import apply, is_strict, workers_of
+from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
 from agentflow.store.postgres_connection import connect, is_conflict, is_outage
 from agentflow.store.postgres_vectors import FENCE, Lease, Plan, commit_steps, finish_runs, start_runs
 from agentflow.store.protocol import Hint
-from agentflow.store.transaction import Transaction, Work
+from agentflow.store.transaction import Transaction, Work, lock_keys
 from agentflow.store.writer import Fault
 
 POLL_SECONDS = 3600.0
@@ -99,8 +99,8 @@ class PostgresBackend:
         await connection.execute("BEGIN" if strict else "BEGIN; SET LOCAL synchronous_commit = off")
         try:
             tx = Transaction(await alive(connection, workers_of(operations), self._leases))
-            if len(operations) > 1:
-                await drive(connection, _lock_in_order(operations))
+            if len(operations) > 1 or isinstance(operations[0], p.SendEvents | p.TickSchedule):
+                await drive(connection, _lock_in_order(tx, operations))
             outcomes: list[Any] = [None] * len(operations)
             if len(plan.starts) > 1:
                 await start_runs(connection, tx, operations, plan.starts, outcomes)
@@ -148,7 +148,7 @@ async def rollback(connection: asyncpg.Connection[Any]) -> None:
             connection.terminate()
 
 
-def _lock_in_order(operations: Sequence[Any]) -> Work[None]:
+def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:
     """Take the batch's locks in one order, so that two batches wait for each other instead of both being stuck."""
     names: dict[str, bool] = {}
     changed: set[str] = set()
@@ -172,6 +172,7 @@ def _lock_in_order(operations: Sequence[Any]) -> Work[None]:
         elif isinstance(operation, p.CancelRun):
             changed.add(operation.run_id)
             ended.add(operation.run_id)
+    yield from lock_keys(tx, (key for operation in operations for key in flow_keys_of(operation)))
     for name, alone in sorted(names.items()):
         yield sql.LOCK_NAME if alone else sql.SHARE_NAME, {"name": name}
     if changed:

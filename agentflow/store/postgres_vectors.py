@@ -19,6 +19,7 @@ from agentflow.store.protocol import (
     Done,
     Finish,
     HintKind,
+    NewRun,
     PauseFunction,
     Started,
     StartRun,
@@ -65,14 +66,18 @@ class Plan:
                     continue
             elif kind is StartRun:
                 run_id = operation.run.id
-                is_plain = operation.run.idempotency_key is None and not operation.run.cancel_on
+                is_plain = _is_plain(operation.run)
                 if run_id not in touched and run_id not in started and is_plain and not has_pause:
                     started.add(run_id)
                     plan.starts.append(index)
                     continue
             elif kind is Finish:
                 run_id = operation.run.run_id
-                is_plain = operation.status != Status.CANCELLED and operation.follow_up is None
+                is_plain = (
+                    operation.status != Status.CANCELLED
+                    and operation.follow_up is None
+                    and not operation.slots
+                )
                 if run_id not in touched and run_id not in finished and is_plain:
                     finished.add(run_id)
                     plan.finishes.append(index)
@@ -83,6 +88,12 @@ class Plan:
             if run_id is not None:
                 touched.add(run_id)
         return plan
+
+
+def _is_plain(run: NewRun) -> bool:
+    """Whether nothing but the run itself is written when it starts."""
+    is_free = run.admission is None and not run.is_unplanned and run.start_by is None
+    return is_free and run.idempotency_key is None and not run.cancel_on
 
 
 # A lease holds by the database's clock. KEY SHARE keeps the reaper, who locks FOR UPDATE, from the row until this

@@ -13,9 +13,11 @@ lease and the run's epoch is the one given; otherwise the answer is `Fenced` and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from agentflow.approvals import ApprovalRequest, DecisionInput
@@ -96,6 +98,80 @@ class StoredWait(NamedTuple):
     timeout_error: Json | None
 
 
+class Gates(NamedTuple):
+    """What a run has to pass each time it is claimed: slots of these keys, and once, at its begin, a throttle."""
+
+    slots: tuple[str, ...] = ()
+    throttle: str | None = None
+
+    def to_json(self) -> Json:
+        return json.dumps(self, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: Json) -> Gates:
+        slots, throttle = json.loads(text)
+        return cls(tuple(slots), throttle)
+
+
+class GateLimits(NamedTuple):
+    """How wide a function's gates are now; the n-th limit is that of the n-th slot key."""
+
+    slots: tuple[int, ...] = ()
+    interval: Micros = 0
+    """Between two begins under the throttle."""
+    burst: int = 1
+    slack: Micros = 0
+    """How late a run may begin without moving the following ones."""
+    is_batch: bool = False
+
+
+class RateRule(NamedTuple):
+    """At most `limit` runs in a `period`: one more is skipped."""
+
+    key: str
+    limit: int
+    period: Micros
+
+
+class CollectRule(NamedTuple):
+    """Starts of one key become one run: with `most` a batch, else the last of them wins (debounce)."""
+
+    key: str
+    wait: Micros
+    """How long after the first start (batch) or the last one (debounce) the run begins."""
+    longest: Micros | None = None
+    """The longest that a debounced run is put off."""
+    most: int | None = None
+
+
+class SingletonRule(NamedTuple):
+    """One run at a time: a second one is skipped, or cancels the first."""
+
+    key: str
+    cancels: bool
+
+
+class Admission(NamedTuple):
+    """What flow control asks of one start, its keys evaluated."""
+
+    gates: Gates = Gates()
+    idempotency: str | None = None
+    rate: RateRule | None = None
+    collect: CollectRule | None = None
+    singleton: SingletonRule | None = None
+    lags: bool = False
+    """Of negative priority: it goes behind others until `ready_at`, but begins at once where nobody else wants to."""
+
+    def keys(self) -> list[str]:
+        """The keys that are looked at when the run is stored."""
+        rules = (self.rate, self.collect, self.singleton)
+        return [rule.key for rule in rules if rule is not None]
+
+
+UNPLANNED = "?"
+"""The gates of a run whose keys are Python functions that its sender did not have."""
+
+
 class NewRun(NamedTuple):
     """A run to be stored."""
 
@@ -121,6 +197,12 @@ class NewRun(NamedTuple):
     idempotency_until: Micros | None = None
     cancel_on: tuple[StoredWait, ...] = ()
     """Which events cancel it: waits of `CANCEL_KIND`, which nobody sees, and which go with the run's end."""
+    admission: Admission | None = None
+    """What flow control asks of it; `None`: it begins as soon as a worker has room."""
+    is_unplanned: bool = False
+    """Its admission can only be known where its function is: the worker that claims it says."""
+    start_by: Micros | None = None
+    """When it has to have begun."""
 
 
 class NewEvent(NamedTuple):
@@ -201,6 +283,14 @@ class Chunk(NamedTuple):
     data: Json
 
 
+class Plan(StrEnum):
+    """What a claimed run's worker has to find out of its admission: all of it, or only the gates (it was stored before
+    its function had any)."""
+
+    WHOLE = "whole"
+    GATES = "gates"
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
     """A run that now belongs to this worker, with all it needs to go on."""
@@ -229,6 +319,12 @@ class ClaimedRun:
     waits: tuple[StoredWait, ...] = ()
     model_calls: tuple[ModelCall, ...] = ()
     """Only calls whose end is not known."""
+    slots: tuple[str, ...] = ()
+    """The concurrency keys under which it executes; whoever lets the run go gives them back."""
+    batch: tuple[Json, ...] = ()
+    """The events that joined it after the first one."""
+    plan: Plan | None = None
+    """What its worker has to find out before it may begin."""
 
 
 class Origin(NamedTuple):
@@ -259,6 +355,15 @@ class FunctionInfo:
 
 
 # ---------------------------------------------------------------------------------------------- operations
+
+
+class PlanRun(NamedTuple):
+    """Say what flow control asks of a run that was stored without, and give it back to be claimed."""
+
+    run: RunKey
+    admission: Admission
+    ready_at: Micros
+    now: Micros
 
 
 class StartRun(NamedTuple):
@@ -353,6 +458,7 @@ class Suspend(NamedTuple):
     status: Status
     ready_at: Micros
     reason: str | None = None
+    slots: tuple[str, ...] = ()
 
 
 class Release(NamedTuple):
@@ -360,6 +466,7 @@ class Release(NamedTuple):
 
     run: RunKey
     now: Micros
+    slots: tuple[str, ...] = ()
 
 
 class Finish(NamedTuple):
@@ -378,6 +485,7 @@ class Finish(NamedTuple):
     """What the parent's step gets as error when the run did not complete."""
     follow_up: NewRun | None = None
     """A run that this end starts, in the same transaction."""
+    slots: tuple[str, ...] = ()
 
 
 class SendEvents(NamedTuple):
@@ -491,6 +599,7 @@ Operation = (
     | KeepSchedules
     | ListSchedules
     | TickSchedule
+    | PlanRun
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes
@@ -761,6 +870,9 @@ class Queries(Protocol):
         ...
 
 
+NO_GATES: Mapping[str, GateLimits] = MappingProxyType({})
+
+
 class Store(Protocol):
     """A database, opened by one event loop."""
 
@@ -807,10 +919,25 @@ class Store(Protocol):
         ...
 
     async def claim(
-        self, worker_id: str, *, epoch: int, app: str, functions: Sequence[str], limit: int, now: Micros
+        self,
+        worker_id: str,
+        *,
+        epoch: int,
+        app: str,
+        functions: Sequence[str],
+        limit: int,
+        now: Micros,
+        gates: Mapping[str, GateLimits] = NO_GATES,
     ) -> list[ClaimedRun]:
         """Take up to `limit` ready runs of these functions, in order of (ready_at, id); one suspect at most, and none
-        while the worker has one (see `store.poison`)."""
+        while the worker has one (see `store.poison`). Of functions in `gates` only those that pass them."""
+        ...
+
+    async def tend_lanes(
+        self, *, app: str, functions: Sequence[str], now: Micros, gates: Mapping[str, GateLimits]
+    ) -> int:
+        """Let go on what stands before a gate that is open: how many. A freed slot does it by itself; this is for
+        what falls between (a paused function, a limit that was raised)."""
         ...
 
     async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:

@@ -69,7 +69,10 @@ _CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
 
 
 class RunRow(Base, table=True):
-    """One run, narrow: payloads are in `RunIoRow`."""
+    """One run, narrow: payloads are in `RunIoRow`.
+
+    A run that flow control holds back stands in the lane of its key (`blocked_on`), in the order of `order_at`.
+    """
 
     __tablename__ = "agentflow_run"
     # Names a run's row changes often leave room on the page, so that an update stays on it (PostgreSQL HOT).
@@ -86,6 +89,14 @@ class RunRow(Base, table=True):
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
         ),
+        Index(
+            "agentflow_run_blocked",
+            "blocked_on",
+            "order_at",
+            "id",
+            sqlite_where=text("blocked_on IS NOT NULL"),
+            postgresql_where=text("blocked_on IS NOT NULL"),
+        ),
         {"postgresql_with": {"fillfactor": 70}, **_CLUSTERED},
     )
 
@@ -95,6 +106,8 @@ class RunRow(Base, table=True):
     status: int = _small()
     ready_at: int = _big()
     blocked_on: str | None = _maybe_text()
+    order_at: int | None = _maybe_big()
+    gates: str | None = _maybe_text()
     owner: str | None = _maybe_text()
     epoch: int = _big(0)
     mail: int = _big(0)
@@ -374,12 +387,45 @@ class SlotRow(Base, table=True):
 
 
 class BucketRow(Base, table=True):
-    """A rate limit's theoretical arrival time (GCRA)."""
+    """A throttle's theoretical arrival time (GCRA), and the last run that was given a time to begin."""
 
     __tablename__ = "agentflow_bucket"
 
     key: str = _key()
     tat: int = _big()
+    run_id: str | None = _maybe_text()
+
+
+class RateRow(Base, table=True):
+    """When the latest runs under a rate limit began: `[[time, runs], ...]`."""
+
+    __tablename__ = "agentflow_rate"
+
+    key: str = _key()
+    log: str = _text()
+
+
+class HolderRow(Base, table=True):
+    """The run that a key belongs to: it collects further starts (debounce, batch), or keeps others out (singleton)."""
+
+    __tablename__ = "agentflow_holder"
+
+    key: str = _key()
+    run_id: str = _text()
+    since: int = _big()
+    size: int = Field()
+
+
+class JoinedRow(Base, table=True):
+    """A start that made no run of its own, but joined one that was to begin already."""
+
+    __tablename__ = "agentflow_joined"
+    __table_args__: ClassVar[Any] = (Index("agentflow_joined_run", "run_id", "n"),)
+
+    id: str = _key()
+    run_id: str = _text()
+    n: int = Field()
+    event: str | None = _maybe_text()
 
 
 class ScheduleRow(Base, table=True):

@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.hints import Hints
+from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_workers import (
     Claim,
     ListMail,
@@ -27,7 +28,16 @@ from agentflow.store.operations_workers import (
     RetireWorker,
     Suspects,
 )
-from agentflow.store.protocol import ClaimedRun, Hint, HintListener, Micros, Operation, Queries
+from agentflow.store.protocol import (
+    NO_GATES,
+    ClaimedRun,
+    GateLimits,
+    Hint,
+    HintListener,
+    Micros,
+    Operation,
+    Queries,
+)
 from agentflow.store.queries import SqlQueries, sqlite_engine
 from agentflow.store.sqlite_backend import Lease, SqliteBackend, connect, monotonic_micros
 from agentflow.store.sqlite_files import LockFolder
@@ -128,15 +138,30 @@ class SqliteStore:
         return SqliteHeartbeat(self._path, self._leases)
 
     async def claim(
-        self, worker_id: str, *, epoch: int, app: str, functions: Sequence[str], limit: int, now: Micros
+        self,
+        worker_id: str,
+        *,
+        epoch: int,
+        app: str,
+        functions: Sequence[str],
+        limit: int,
+        now: Micros,
+        gates: Mapping[str, GateLimits] = NO_GATES,
     ) -> list[ClaimedRun]:
         point("before_claim")
         lease = self._leases.get(worker_id)
         if lease is None or lease.epoch != epoch:
             return []
-        claimed: list[ClaimedRun] = await self._submit(Claim(worker_id, app, tuple(functions), limit, now))
+        operation = Claim(worker_id, app, tuple(functions), limit, now, gates)
+        claimed: list[ClaimedRun] = await self._submit(operation)
         point("after_claim")
         return claimed
+
+    async def tend_lanes(
+        self, *, app: str, functions: Sequence[str], now: Micros, gates: Mapping[str, GateLimits]
+    ) -> int:
+        let_through: int = await self._submit(TendLanes(app, tuple(functions), now, gates))
+        return let_through
 
     async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
         due: Micros | None = await self._submit(NextReady(app, tuple(functions)))

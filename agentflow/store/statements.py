@@ -113,6 +113,7 @@ _RUN_STATE = (
     run.crash_count,
     run.parent_id,
     run.parent_key,
+    run.gates.is_not(None),
 )
 
 # ------------------------------------------------------------------------------------------------ names and locks

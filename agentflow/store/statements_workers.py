@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -82,7 +83,12 @@ def _claim(d: Flavour) -> Any:
             status=raw("1", Integer),
             owner=text("by"),
             epoch=run.epoch + 1,
-            started_at=func.coalesce(run.started_at, big("now")),
+            # A run that has gates to pass begins when it has passed them.
+            started_at=case(
+                (d.among(run.function, "gated"), run.started_at),
+                else_=func.coalesce(run.started_at, big("now")),
+            ),
+            reason=case((run.cancel_at.is_(None), null()), else_=run.reason),
         )
         .where(run.id == ready.c.id)
         .returning(
@@ -101,6 +107,8 @@ def _claim(d: Flavour) -> Any:
             run.cancel_at,
             run.reason,
             run.ready_at,
+            run.gates,
+            run.blocked_on,
         )
     )
 

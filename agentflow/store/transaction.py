@@ -6,7 +6,7 @@ sent the rows. The SQLite and the PostgreSQL driver run the same generators.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from agentflow.store import statements as sql
@@ -22,16 +22,25 @@ Work = Generator[tuple[Statement, Params], Rows, T]
 class Transaction:
     """One transaction: which of our workers still hold their lease in it, and what to tell after it."""
 
-    __slots__ = ("alive", "hints", "paused")
+    __slots__ = ("alive", "hints", "locked", "paused")
 
     def __init__(self, alive: frozenset[str]) -> None:
         self.alive = alive
         self.hints: list[Hint] = []
+        self.locked: set[str] = set()
+        """The names of flow control's keys that it holds alone."""
         self.paused: frozenset[tuple[str, str]] | None = None
         """The functions (app, id) that are paused, once somebody has read them."""
 
     def tell(self, kind: HintKind, run_id: str | None = None) -> None:
         self.hints.append(Hint(kind, run_id))
+
+
+def lock_keys(tx: Transaction, keys: Iterable[str]) -> Work[None]:
+    """Hold flow control's keys to the end of the transaction, taken in one order."""
+    for key in sorted({*keys} - tx.locked):
+        yield sql.LOCK_NAME, {"name": f"flow:{key}"}
+        tx.locked.add(key)
 
 
 class RunState(NamedTuple):
@@ -45,6 +54,7 @@ class RunState(NamedTuple):
     crash_count: int
     parent_id: str | None
     parent_key: str | None
+    is_gated: bool
 
     @property
     def cancel(self) -> bool:

@@ -54,8 +54,10 @@ class Harness:
                 await worker.changed()
             elif await worker.tick_now():
                 continue
-            elif not await worker.claim_now() and not await worker.reap_now() and not worker.running:
+            elif await worker.claim_now() or await worker.reap_now() or await worker.tend_lanes_now():
                 # A commit that was on its way at a crash may have hidden its run from the first reaping.
+                continue
+            elif not worker.running:
                 return
 
     async def advance(self, duration: Duration) -> None:

@@ -68,8 +68,32 @@ def upgrade() -> None:
         "agentflow_bucket",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("tat", sa.BigInteger(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("key"),
     )
+    op.create_table(
+        "agentflow_rate",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("log", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("key"),
+    )
+    op.create_table(
+        "agentflow_holder",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("key"),
+    )
+    op.create_table(
+        "agentflow_joined",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("event", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("agentflow_joined_run", "agentflow_joined", ["run_id", "n"], unique=False)
     op.create_table(
         "agentflow_budget",
         sa.Column("key", sa.Text(), nullable=False),
@@ -181,6 +205,8 @@ def upgrade() -> None:
         sa.Column("status", sa.SmallInteger(), nullable=False),
         sa.Column("ready_at", sa.BigInteger(), nullable=False),
         sa.Column("blocked_on", sa.Text(), nullable=True),
+        sa.Column("order_at", sa.BigInteger(), nullable=True),
+        sa.Column("gates", sa.Text(), nullable=True),
         sa.Column("owner", sa.Text(), nullable=True),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("mail", sa.BigInteger(), nullable=False),
@@ -201,6 +227,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         postgresql_with={"fillfactor": 70},
         sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "agentflow_run_blocked",
+        "agentflow_run",
+        ["blocked_on", "order_at", "id"],
+        unique=False,
+        sqlite_where=sa.text("blocked_on IS NOT NULL"),
+        postgresql_where=sa.text("blocked_on IS NOT NULL"),
     )
     op.create_index(
         "agentflow_run_claim",
