@@ -115,6 +115,10 @@ class NestedStep(AgentflowError):
     """A step was called inside the body of another one. Fails the run, whatever the body catches."""
 
 
+class ExpressionFailed(AgentflowError):
+    """A CEL expression has no value for this data: a missing field, the wrong type, or more work than its budget."""
+
+
 class Unserialisable(AgentflowError):
     """A value that would not come back equal from JSON; the message names the step and the path."""
 
@@ -232,6 +236,7 @@ __all__ = [
     "ConfigurationError",
     "ContextTooLong",
     "DigestMismatch",
+    "ExpressionFailed",
     "GuardrailTripped",
     "IdempotencyConflict",
     "InDoubt",

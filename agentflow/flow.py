@@ -16,12 +16,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import ConfigurationError, InvalidInput
 from agentflow.events import Event
+from agentflow.expressions import LONGEST_EXPRESSION
 from agentflow.matching import check_path
 from agentflow.runs import ErrorInfo
 
 V = TypeVar("V")
 
-LONGEST_EXPRESSION: Final = 4_000
 MOST_CONCURRENCY: Final = 2
 MOST_CANCEL_ON: Final = 5
 

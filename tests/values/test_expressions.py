@@ -1,0 +1,160 @@
+"""CEL expressions: compiled once, evaluated with a budget, and no library needed where there is none."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from agentflow.errors import ConfigurationError, ExpressionFailed
+from agentflow.expressions import BOTH_EVENTS, Expression
+
+EVENT = {
+    "id": "e1",
+    "name": "order.placed",
+    "ts": "2026-01-02T03:04:05+00:00",
+    "data": {
+        "total": 120,
+        "rate": 0.5,
+        "user": {"id": "u1", "tags": ["vip", "old"]},
+        "paid": True,
+        "nothing": None,
+        "numbers": list(range(200)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("event.data.total > 100", True),
+        ("event.data.total == 120.0", True),
+        ("event.data.rate * 2.0", 1.0),
+        ("event.data.user.id + '/' + string(event.data.total)", "u1/120"),
+        ("'vip' in event.data.user.tags", True),
+        ("event.data.user.tags.map(tag, size(tag))", [3, 3]),
+        ("{'id': event.data.user.id}", {"id": "u1"}),
+        ("event.data.nothing", None),
+        ("has(event.data.missing)", False),
+        ("has(event.data.missing) && event.data.missing > 1", False),
+        ("event.data['user']['id']", "u1"),
+        ("timestamp(event.ts) < timestamp('2027-01-01T00:00:00Z')", True),
+        ("event.data.paid ? 'yes' : 'no'", "yes"),
+        ("event.name.startsWith('order.')", True),
+        ("event", EVENT),
+    ],
+)
+def test_an_expression_gives_a_value_as_json_has_it(text: str, value: Any) -> None:
+    assert Expression.compile(text).evaluate(event=EVENT) == value
+
+
+def test_an_arriving_event_is_called_async() -> None:
+    expression = Expression.compile("async.data.n == event.data.n", variables=BOTH_EVENTS)
+    assert expression.is_true(event={"data": {"n": 1}}, **{"async": {"data": {"n": 1}}})
+    assert not expression.is_true(event={"data": {"n": 1}}, **{"async": {"data": {"n": 2}}})
+
+
+def test_a_text_is_compiled_once() -> None:
+    assert Expression.compile("event.data.a") is Expression.compile("event.data.a")
+    assert Expression.compile("event.data.a") is not Expression.compile("event.data.a", variables=BOTH_EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("event.data.x +", r"'event\.data\.x \+' is wrong at line 1, column 15: Syntax error"),
+        ("\nevent ==\n", r"is wrong at line 3, column 1: Syntax error"),
+        ("foo.x > 1", r"at line 1, column 4: undeclared reference to 'foo\.x'; it may use event$"),
+        ("async.data.x > 1", r"undeclared reference to 'async\.data\.x'; it may use event$"),
+        ("event.data.x.frob()", r"undeclared reference to 'frob'"),
+        ("'a' + 1", r"no matching overload"),
+        ("  ", r"is not an expression"),
+        ("x" * 4_001, r"has 4001 characters, over the limit of 4000"),
+        ("(" * 50 + "1" + ")" * 50, r"recursion limit"),
+        ("'\ud800' == 'a'", r"is wrong"),
+    ],
+)
+def test_a_bad_expression_is_refused_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Expression.compile(text)
+
+
+@pytest.mark.parametrize("text", ["'yes'", "1 + 2", "event.data.x + 'a'", "[event]"])
+def test_what_cannot_be_true_is_no_condition(text: str) -> None:
+    Expression.compile(text)
+    with pytest.raises(ConfigurationError, match="is no condition: it gives a value of type"):
+        Expression.condition(text)
+    assert Expression.condition("event.data.x").result_type == "DYN"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("event.data.missing == 1", "missing"),
+        ("event.data.total.deeper", "deeper|member"),
+        ("event.data.total + 'a'", "No matching overloads"),
+        ("1 / (event.data.total - 120)", "divide by zero"),
+        ("event.data.numbers[1000]", "Index error"),
+        ("duration('1h')", "JSON has no form"),
+        ("b'abc'", "JSON has no form"),
+        ("{1: 2}", "JSON has no form"),
+    ],
+)
+def test_an_evaluation_that_fails_is_an_error_and_not_true(text: str, message: str) -> None:
+    expression = Expression.compile(text)
+    with pytest.raises(ExpressionFailed, match=message):
+        expression.evaluate(event=EVENT)
+    assert expression.is_true(event=EVENT) is False
+
+
+@pytest.mark.parametrize(
+    "text", ["event.data.total", "event.data.user.id", "event.data.nothing", "event.data"]
+)
+def test_a_value_that_is_not_a_bool_is_not_true(text: str) -> None:
+    assert Expression.compile(text).is_true(event=EVENT) is False
+
+
+def test_a_condition_that_fails_is_logged_for_who_looks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "agentflow")
+    assert not Expression.compile("event.data.missing").is_true(event=EVENT)
+    [record] = caplog.records
+    assert record.levelno == logging.DEBUG
+    assert "'event.data.missing'" in record.getMessage()
+
+
+def test_a_number_that_has_no_64_bits_spoils_nothing_beside_it() -> None:
+    event = {"data": {"huge": 10**30, "minus": -(10**400), "small": 7, "max": 2**63 - 1}}
+    assert Expression.compile("event.data.small == 7").is_true(event=event)
+    assert Expression.compile("event.data.huge > 1000").is_true(event=event)
+    assert Expression.compile("event.data.minus < 0").is_true(event=event)
+    assert Expression.compile("event.data.max == 9223372036854775807").is_true(event=event)
+
+
+def test_a_hostile_expression_ends_by_its_budget() -> None:
+    loops = "event.data.numbers.all(a, event.data.numbers.all(b, event.data.numbers.all(c, a + b + c >= 0)))"
+    began = time.monotonic()
+    with pytest.raises(ExpressionFailed, match="budget"):
+        Expression.compile(loops).evaluate(event=EVENT)
+    assert time.monotonic() - began < 2
+    assert not Expression.compile(loops).is_true(event=EVENT)
+
+
+def test_without_the_library_the_error_says_what_to_install() -> None:
+    script = """
+import sys
+import agentflow
+assert not [name for name in sys.modules if name.startswith("cel_")], "agentflow imports cel"
+sys.modules["cel_expr_python"] = None
+from agentflow.expressions import Expression
+try:
+    Expression.compile("event.data.x")
+except agentflow.errors.ConfigurationError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "'event.data.x' needs the CEL library" in done.stdout
+    assert "pip install 'agentflow-steps[cel]'" in done.stdout
