@@ -21,7 +21,6 @@ from agentflow.flow import (
     Batch,
     Concurrency,
     Debounce,
-    FlowControl,
     Idempotency,
     Key,
     RateLimit,
@@ -29,13 +28,13 @@ from agentflow.flow import (
     Throttle,
     is_path,
 )
+from agentflow.flow_control import FlowControl
 from agentflow.matching import MISSING, find
 from agentflow.store.protocol import (
     Admission,
     CollectRule,
     GateLimits,
     Gates,
-    Micros,
     NewRun,
     RateRule,
     SingletonRule,
@@ -190,7 +189,9 @@ def _evaluate(key: Key, event: Event, function: str) -> Any:
     except KeyElsewhere:
         raise
     except Exception as error:
-        logger.warning("the key %s of %s could not be evaluated: %r; it counts as null", _name(key), function, error)
+        logger.warning(
+            "the key %s of %s could not be evaluated: %r; it counts as null", _name(key), function, error
+        )
         return None
 
 
@@ -222,5 +223,9 @@ def _described(value: Any) -> Any:
 
 def _restored(value: Any) -> Any:
     if isinstance(value, dict):
-        return _PythonKey(value["python"]) if set(value) == {"python"} else {k: _restored(v) for k, v in value.items()}
+        return (
+            _PythonKey(value["python"])
+            if set(value) == {"python"}
+            else {k: _restored(v) for k, v in value.items()}
+        )
     return [_restored(each) for each in value] if isinstance(value, list) else value

@@ -19,7 +19,6 @@ from agentflow.flow import (
     CancelOn,
     Concurrency,
     Debounce,
-    FlowControl,
     Idempotency,
     Key,
     RateLimit,
@@ -30,6 +29,7 @@ from agentflow.flow import (
     as_cancel_on,
     as_concurrency,
 )
+from agentflow.flow_control import FlowControl
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
 from agentflow.models.clients import held_clients

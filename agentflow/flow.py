@@ -41,7 +41,7 @@ class Concurrency:
 
     def __post_init__(self) -> None:
         _check_count(self, "limit")
-        _check_key(self, "key")
+        check_key(self, "key")
         _check_choice(self, "scope", "function", "app")
 
 
@@ -58,7 +58,7 @@ class Throttle:
         _check_count(self, "limit")
         _check_duration(self, "period")
         _check_count(self, "burst")
-        _check_key(self, "key")
+        check_key(self, "key")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RateLimit:
     def __post_init__(self) -> None:
         _check_count(self, "limit")
         _check_duration(self, "period")
-        _check_key(self, "key")
+        check_key(self, "key")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Debounce:
 
     def __post_init__(self) -> None:
         _check_duration(self, "period")
-        _check_key(self, "key")
+        check_key(self, "key")
         _check_optional_duration(self, "timeout")
         if self.timeout is not None and to_micros(self.timeout) < to_micros(self.period):
             raise _complaint(self, "timeout", f"is shorter than the period {self.period!r}")
@@ -102,7 +102,7 @@ class Batch:
     def __post_init__(self) -> None:
         _check_count(self, "max_size")
         _check_duration(self, "timeout")
-        _check_key(self, "key")
+        check_key(self, "key")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Singleton:
     mode: Literal["skip", "cancel"] = "skip"
 
     def __post_init__(self) -> None:
-        _check_key(self, "key")
+        check_key(self, "key")
         _check_choice(self, "mode", "skip", "cancel")
 
 
@@ -126,7 +126,7 @@ class Idempotency:
     def __post_init__(self) -> None:
         if self.key is None:
             raise _complaint(self, "key", "is missing")
-        _check_key(self, "key")
+        check_key(self, "key")
 
 
 @dataclass(frozen=True)
@@ -177,46 +177,6 @@ class ModelRateLimit:
         if self.requests is None and self.tokens is None:
             raise _complaint(self, "requests", "and tokens are both missing")
         _check_duration(self, "period")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowControl:
-    """All that decides of one function's runs when they may begin, and whether at all."""
-
-    concurrency: tuple[Concurrency, ...] = ()
-    throttle: Throttle | None = None
-    rate_limit: RateLimit | None = None
-    debounce: Debounce | None = None
-    batch: Batch | None = None
-    priority: Key | None = None
-    singleton: Singleton | None = None
-    idempotency: Idempotency | None = None
-
-    def __post_init__(self) -> None:
-        for name, kind in _FLOW_KINDS.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind | None):
-                raise ConfigurationError(f"{name}={value!r}: give {kind.__name__}(...)")
-        _check_key(self, "priority")
-        collects = [name for name in ("debounce", "batch") if getattr(self, name) is not None]
-        if len(collects) == 2:
-            raise ConfigurationError("debounce= and batch= cannot be had together: each makes one run of several")
-        for name in ("rate_limit", "singleton", "idempotency"):
-            if self.batch is not None and getattr(self, name) is not None:
-                raise ConfigurationError(f"batch= and {name}= cannot be had together: a batch is one run of many events")
-
-    def __bool__(self) -> bool:
-        return self != FlowControl()
-
-
-_FLOW_KINDS: Final[dict[str, type]] = {
-    "throttle": Throttle,
-    "rate_limit": RateLimit,
-    "debounce": Debounce,
-    "batch": Batch,
-    "singleton": Singleton,
-    "idempotency": Idempotency,
-}
 
 
 class CronTick(BaseModel):
@@ -302,7 +262,8 @@ def _check_duration(config: object, name: str) -> None:
         raise _complaint(config, name, "has to be longer than nothing")
 
 
-def _check_key(config: object, name: str) -> None:
+def check_key(config: object, name: str) -> None:
+    """Complain of a key that is neither a path, an expression nor a function."""
     key = getattr(config, name)
     if key is None or callable(key):
         return

@@ -20,7 +20,8 @@ from agentflow.context import Context
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.events import EventTrigger
-from agentflow.flow import CancelOn, FlowControl, RunFailure, Timeouts
+from agentflow.flow import CancelOn, RunFailure, Timeouts
+from agentflow.flow_control import NO_FLOW_CONTROL, FlowControl
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
 from agentflow.store.protocol import FunctionInfo, GateLimits
 from agentflow.timetable import Schedule
@@ -45,7 +46,7 @@ class RegisteredRef(FunctionRef):
     """A function that is not known here, but registered in this database."""
 
     cancel_on: tuple[CancelOn, ...] = ()
-    flow: FlowControl = FlowControl()
+    flow: FlowControl = NO_FLOW_CONTROL
     start_within: int | None = None
 
     @staticmethod
@@ -73,7 +74,7 @@ class FunctionConfig:
     on_failure: Handler | None = None
     timeouts: Timeouts | None = None
     cancel_on: tuple[CancelOn, ...] = ()
-    flow: FlowControl = FlowControl()
+    flow: FlowControl = NO_FLOW_CONTROL
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -174,7 +175,7 @@ class Function(Generic[T, R]):
         )
         text = json.dumps(schemas, sort_keys=True)
         version = sha256(f"{triggers}{config}{text}".encode()).hexdigest()[:12]
-        return FunctionInfo(self.app, self.id, version, triggers, config, text)
+        return FunctionInfo(self.app, self.id, version, triggers, config, text, rules=self.config.flow)
 
 
 @runtime_checkable
@@ -268,6 +269,8 @@ def cancel_on_of(info: FunctionInfo) -> tuple[CancelOn, ...]:
 
 def flow_of(info: FunctionInfo) -> FlowControl:
     """The flow control of a registered function."""
+    if isinstance(info.rules, FlowControl):
+        return info.rules
     return rules_from_json(json.loads(info.config).get("flow", {}))
 
 

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from agentflow.admission import admitted, gated
 from agentflow.clock import NEVER, from_datetime, to_datetime
 from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import to_micros
 from agentflow.errors import InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
-from agentflow.admission import admitted, gated
-from agentflow.flow import CancelOn, FlowControl
+from agentflow.flow import CancelOn
+from agentflow.flow_control import NO_FLOW_CONTROL, FlowControl
 from agentflow.functions import (
     Function,
     FunctionRef,
@@ -173,9 +174,7 @@ def scheduled_run(
     return admitted(run, function.config.flow, _event_of(run))
 
 
-def plan_admission(
-    claimed: ClaimedRun, function: Function[Any, Any], plan: Plan
-) -> tuple[Admission, Micros]:
+def plan_admission(claimed: ClaimedRun, function: Function[Any, Any], plan: Plan) -> tuple[Admission, Micros]:
     """What flow control asks of a run that was stored without it, and when it may begin."""
     run = NewRun(
         id=claimed.key.run_id,
@@ -273,13 +272,17 @@ def trigger_event(trigger: Json | None, input_json: Json) -> tuple[Event | None,
     return Event(**envelope, data=data), envelope | {"data": data}
 
 
-def all_events(event: Event | None, data: Any, batch: Sequence[Json]) -> tuple[Event, ...]:
+def all_events(
+    event: Event | None, data: Any, joined_by: Sequence[Json], *, is_batch: bool
+) -> tuple[Event, ...]:
     """`ctx.events`: of a batch those that joined it too; one that was started without an event is one all the same."""
-    if not batch:
+    if not is_batch:
         return () if event is None else (event,)
-    joined = [trigger_event(*json.loads(text)) for text in batch]
+    joined = [trigger_event(*json.loads(text)) for text in joined_by]
     return tuple(
-        Event.model_construct(name=DIRECT_START, data=seen["data"], id=None, ts=None) if found is None else found
+        Event.model_construct(name=DIRECT_START, data=seen["data"], id=None, ts=None)
+        if found is None
+        else found
         for found, seen in [(event, {"data": data}), *joined]
     )
 
@@ -322,7 +325,7 @@ def _rules_of(function: Function[Any, Any] | FunctionRef) -> tuple[CancelOn, ...
 def _flow_of(function: Function[Any, Any] | FunctionRef) -> FlowControl:
     if isinstance(function, Function):
         return function.config.flow
-    return function.flow if isinstance(function, RegisteredRef) else FlowControl()
+    return function.flow if isinstance(function, RegisteredRef) else NO_FLOW_CONTROL
 
 
 def _start_within(function: Function[Any, Any] | FunctionRef) -> Micros | None:

@@ -189,7 +189,12 @@ class Runner:
     def _begin(self) -> None:
         try:
             event, self.trigger_event = trigger_event(self.claimed.trigger, self.claimed.input)
-            events = all_events(event, self.trigger_event["data"], self.claimed.batch)
+            events = all_events(
+                event,
+                self.trigger_event["data"],
+                self.claimed.batch,
+                is_batch=self.function.config.flow.batch is not None,
+            )
             data = self.function.input_codec.decode(self.claimed.input)
         except Exception as error:  # a validator of the user's may raise anything
             refused = InvalidInput(f"the input of {self.function.id!r} is not valid: {error}")

@@ -213,7 +213,9 @@ class RunWaits:
         status = Status.SLEEPING if only_timers else Status.WAITING
         ready_at = min(self._earliest(), runner.time_limit.deadline)
         point("before_suspend")
-        submitted = runner.submit(Suspend(runner.run_key, self.mail, status, ready_at, slots=runner.claimed.slots))
+        submitted = runner.submit(
+            Suspend(runner.run_key, self.mail, status, ready_at, slots=runner.claimed.slots)
+        )
         submitted.add_done_callback(lambda future: self._suspended(future, ready_at))
 
     def _suspended(self, future: Future[Outcome], ready_at: Micros) -> None:

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from agentflow.clock import Clock
 from agentflow.engine.claims import Claims
@@ -25,8 +26,8 @@ from agentflow.functions import Registry
 from agentflow.ids import new_id
 from agentflow.runs import End
 from agentflow.settings import Settings
-from agentflow.store.poison import is_suspect, must_be_alone
 from agentflow.starts import plan_admission
+from agentflow.store.poison import is_suspect, must_be_alone
 from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, RunKey, Store
 
 logger = logging.getLogger("agentflow.engine")
@@ -69,6 +70,8 @@ class Worker:
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agentflow-body")
         self._runners: dict[str, tuple[Runner, asyncio.Task[None]]] = {}
         self._next: dict[str, ClaimedRun] = {}
+        self._begun = 0
+        self._planning: set[asyncio.Future[Any]] = set()
         self._alone: ClaimedRun | None = None
         self._offered: set[str] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -266,7 +269,12 @@ class Worker:
     @property
     def running(self) -> int:
         """How many runs are in memory."""
-        return len(self._runners)
+        return len(self._runners) + len(self._planning)
+
+    @property
+    def begun(self) -> int:
+        """How many runs have begun or gone on here so far."""
+        return self._begun
 
     async def changed(self) -> None:
         """Wait until a run has left memory."""
@@ -354,7 +362,7 @@ class Worker:
             self._next[run_id] = claimed
             return
         if claimed.plan is not None:
-            self._store.submit(self._planned(claimed, claimed.plan))
+            self._plan(claimed, claimed.plan)
             return
         if must_be_alone(claimed.crash_count):
             self._alone = claimed
@@ -362,12 +370,20 @@ class Worker:
         else:
             self._begin_run(claimed)
 
-    def _planned(self, claimed: ClaimedRun, plan: Plan) -> PlanRun:
-        """What flow control asks of a run whose sender could not say; it is claimed again then."""
+    def _plan(self, claimed: ClaimedRun, plan: Plan) -> None:
+        """Say what flow control asks of a run whose sender could not; it is claimed again then."""
         function = self._registry.find(claimed.function)
         assert function is not None, "claims ask for registered functions only"
         admission, ready_at = plan_admission(claimed, function, plan)
-        return PlanRun(claimed.key, admission, ready_at, self._clock.now())
+        planned = self._store.submit(PlanRun(claimed.key, admission, ready_at, self._clock.now()))
+        self._planning.add(planned)
+        planned.add_done_callback(self._is_planned)
+
+    def _is_planned(self, planned: asyncio.Future[Any]) -> None:
+        self._planning.discard(planned)
+        self._changed.set()
+        if not planned.cancelled() and planned.exception() is not None:
+            logger.error("a run could not be planned; it is tried again", exc_info=planned.exception())
 
     def _begin_run(self, claimed: ClaimedRun) -> None:
         run_id = claimed.key.run_id
@@ -379,6 +395,7 @@ class Worker:
             asyncio.get_running_loop().create_task, self._execute(runner), name=f"agentflow-{run_id}"
         )
         self._runners[run_id] = (runner, task)
+        self._begun += 1
 
     async def _execute(self, runner: Runner) -> None:
         verdict: Verdict | None = None

@@ -154,7 +154,7 @@ def flow_keys_of(operation: Any) -> list[str]:
         starts = [run for event in operation.events for run in event.starts]
     elif isinstance(operation, p.RegisterWait) and operation.child is not None:
         starts = [operation.child]
-    return [key for run in starts if run.admission is not None for key in run.admission.keys()]
+    return [key for run in starts if run.admission is not None for key in run.admission.looks_at()]
 
 
 def weight_of(operation: Any) -> int:

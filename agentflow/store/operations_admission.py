@@ -47,7 +47,7 @@ def admit(tx: Transaction, run: NewRun, now: int) -> Work[Verdict]:
     admission = run.admission
     if admission is None:
         return Fresh(run)
-    yield from lock_keys(tx, admission.keys())
+    yield from lock_keys(tx, admission.looks_at())
     if admission.idempotency is not None:
         known = yield from _take_idempotency(run, admission.idempotency, now)
         if known is not None:
@@ -68,10 +68,10 @@ def admit(tx: Transaction, run: NewRun, now: int) -> Work[Verdict]:
     reason = None
     if admission.collect is not None:
         rule = admission.collect
-        yield flow_sql.WRITE_HOLDER, _holder(rule.key, run.id, now)
-        is_full = rule.most == 1
-        run = run._replace(ready_at=run.ready_at if is_full else run.ready_at + rule.wait)
-        reason = _collect_reason(rule)
+        if rule.most != 1:
+            yield flow_sql.WRITE_HOLDER, _holder(rule.key, run.id, now)
+            run = run._replace(ready_at=run.ready_at + rule.wait)
+            reason = _collect_reason(rule)
     elif admission.lags:
         reason = "priority: behind others"
     return Fresh(run, () if held_by is None else (held_by,), reason)

@@ -106,7 +106,9 @@ def let_through(tx: Transaction, key: str, *, most: int = 1) -> Work[int]:
     return len(rows)
 
 
-def let_laggards_through(tx: Transaction, app: str, functions: Collection[str], most: int, now: int) -> Work[int]:
+def let_laggards_through(
+    tx: Transaction, app: str, functions: Collection[str], most: int, now: int
+) -> Work[int]:
     """Runs of negative priority begin when nobody else wants to."""
     found = 0
     for function in sorted(functions):

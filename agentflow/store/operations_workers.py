@@ -11,9 +11,9 @@ from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.delivery import adopt_unread, stored_wait, timed_out_step
-from agentflow.store.poison import is_suspect, to_be_raised
 from agentflow.store.operations_admission import LAG
 from agentflow.store.operations_gates import Candidate, free_slots, let_laggards_through, pass_gates
+from agentflow.store.poison import is_suspect, to_be_raised
 from agentflow.store.protocol import (
     NO_GATES,
     UNPLANNED,

@@ -232,8 +232,8 @@ class PostgresStore:
 
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
             # None of these has to reach the disk: after a power loss they are done again.
-            await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
             try:
+                await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
                 tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
                 outcome = await drive(connection, apply(tx, operation))
                 await connection.execute("COMMIT")

@@ -96,8 +96,8 @@ class PostgresBackend:
     ) -> tuple[list[Any], list[Hint]]:
         """Carry out the batch: what goes together by a statement each, the rest one by one."""
         connection = self._connection
-        await connection.execute("BEGIN" if strict else "BEGIN; SET LOCAL synchronous_commit = off")
         try:
+            await connection.execute("BEGIN" if strict else "BEGIN; SET LOCAL synchronous_commit = off")
             tx = Transaction(await alive(connection, workers_of(operations), self._leases))
             if len(operations) > 1 or isinstance(operations[0], p.SendEvents | p.TickSchedule):
                 await drive(connection, _lock_in_order(tx, operations))

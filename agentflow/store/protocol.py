@@ -162,7 +162,7 @@ class Admission(NamedTuple):
     lags: bool = False
     """Of negative priority: it goes behind others until `ready_at`, but begins at once where nobody else wants to."""
 
-    def keys(self) -> list[str]:
+    def looks_at(self) -> list[str]:
         """The keys that are looked at when the run is stored."""
         rules = (self.rate, self.collect, self.singleton)
         return [rule.key for rule in rules if rule is not None]
@@ -352,6 +352,8 @@ class FunctionInfo:
     schemas: Json
     """`{"input": JSON Schema, "output": JSON Schema, "agent": bool, "description": str}`"""
     paused_at: Micros | None = None
+    rules: Any = None
+    """The function's own `FlowControl`, with its keys as they are, where this process has the function."""
 
 
 # ---------------------------------------------------------------------------------------------- operations

@@ -52,13 +52,14 @@ class Harness:
         while (worker := self._worker) is not None:
             if worker.running:
                 await worker.changed()
-            elif await worker.tick_now():
                 continue
-            elif await worker.claim_now() or await worker.reap_now() or await worker.tend_lanes_now():
-                # A commit that was on its way at a crash may have hidden its run from the first reaping.
+            begun = worker.begun
+            if await worker.tick_now() or await worker.claim_now() or await worker.tend_lanes_now():
                 continue
-            elif not worker.running:
-                return
+            # A commit that was on its way at a crash may have hidden its run from the first reaping.
+            if await worker.reap_now() or worker.running or worker.begun != begun:
+                continue
+            return
 
     async def advance(self, duration: Duration) -> None:
         """Let domain time pass; everything that comes due has run, in its order, when this returns."""
