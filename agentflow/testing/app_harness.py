@@ -54,12 +54,11 @@ class Harness:
                 await worker.changed()
                 continue
             begun = worker.begun
-            if await worker.tick_now() or await worker.claim_now() or await worker.tend_lanes_now():
-                continue
+            found = await worker.tick_now() or await worker.claim_now() or await worker.tend_lanes_now()
             # A commit that was on its way at a crash may have hidden its run from the first reaping.
-            if await worker.reap_now() or worker.running or worker.begun != begun:
-                continue
-            return
+            found = found or await worker.reap_now()
+            if not (found or worker.running or worker.begun != begun):
+                return
 
     async def advance(self, duration: Duration) -> None:
         """Let domain time pass; everything that comes due has run, in its order, when this returns."""

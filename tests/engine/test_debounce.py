@@ -68,7 +68,8 @@ async def test_starts_share_the_run_that_comes_of_them(database_url: str) -> Non
         again = await h.start("save", {"doc": "a", "n": 2}, idempotency_key="k")
         assert first.id == second.id == again.id
         run = await app.runs.get(first.id)
-        assert run.status is RunStatus.QUEUED and (run.reason or "").startswith("debounce: ")
+        assert run.status is RunStatus.QUEUED
+        assert (run.reason or "").startswith("debounce: ")
         await h.advance("10s")
         assert await first.result() == await second.result() == 2
     assert seen == [("a", 2, False)]
