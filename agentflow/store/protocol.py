@@ -104,6 +104,10 @@ class Gates(NamedTuple):
     slots: tuple[str, ...] = ()
     throttle: str | None = None
 
+    def names(self) -> tuple[str, ...]:
+        """The keys of all of them."""
+        return self.slots if self.throttle is None else (*self.slots, self.throttle)
+
     def to_json(self) -> Json:
         return json.dumps(self, ensure_ascii=False, separators=(",", ":"))
 
@@ -165,7 +169,7 @@ class Admission(NamedTuple):
     def looks_at(self) -> list[str]:
         """The keys that are looked at when the run is stored."""
         rules = (self.rate, self.collect, self.singleton)
-        return [rule.key for rule in rules if rule is not None]
+        return [*self.gates.names(), *(rule.key for rule in rules if rule is not None)]
 
 
 UNPLANNED = "?"

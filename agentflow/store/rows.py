@@ -387,12 +387,13 @@ class SlotRow(Base, table=True):
 
 
 class BucketRow(Base, table=True):
-    """A throttle's theoretical arrival time (GCRA), and the last run that was given a time to begin."""
+    """A throttle's theoretical arrival time (GCRA), how far it is behind, and the last run that was given its time."""
 
     __tablename__ = "agentflow_bucket"
 
     key: str = _key()
     tat: int = _big()
+    behind: int = _big(0)
     run_id: str | None = _maybe_text()
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import literal_column as raw
+from sqlalchemy import text as raw_text
 
 from agentflow.clock import NEVER
 from agentflow.store.protocol import CANCEL_KIND
@@ -120,6 +121,13 @@ _RUN_STATE = (
 
 LOCK_NAME = Statement(
     lambda _: select(func.pg_advisory_xact_lock(func.hashtextextended(text("name"), 0))), only_postgres=True
+)
+LOCK_NAMES = Statement(
+    lambda _: raw_text(
+        "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) "
+        "FROM (SELECT unnest(CAST(:names AS text[])) AS name ORDER BY 1) AS ordered"
+    ),
+    only_postgres=True,
 )
 SHARE_NAME = Statement(
     lambda _: select(func.pg_advisory_xact_lock_shared(func.hashtextextended(text("name"), 0))),

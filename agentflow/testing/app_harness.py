@@ -50,10 +50,10 @@ class Harness:
     async def idle(self) -> None:
         """Wait until nothing more can happen without time or input."""
         while (worker := self._worker) is not None:
-            if worker.running:
+            begun, running = worker.begun, worker.running
+            if running:
                 await worker.changed()
                 continue
-            begun = worker.begun
             found = await worker.tick_now() or await worker.claim_now() or await worker.tend_lanes_now()
             # A commit that was on its way at a crash may have hidden its run from the first reaping.
             found = found or await worker.reap_now()

@@ -68,6 +68,7 @@ def upgrade() -> None:
         "agentflow_bucket",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("tat", sa.BigInteger(), nullable=False),
+        sa.Column("behind", sa.BigInteger(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("key"),
     )
