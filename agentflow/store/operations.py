@@ -9,6 +9,7 @@ from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_messages import send_events, send_signal
+from agentflow.store.operations_races import commit_race
 from agentflow.store.operations_runs import cancel_run, finish, release, rerun, start_run, suspend
 from agentflow.store.operations_schedules import keep_schedules, list_schedules, tick_schedule
 from agentflow.store.operations_steps import (
@@ -45,6 +46,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.StartRun: start_run,
     p.Rerun: rerun,
     p.CommitStep: commit_step,
+    p.CommitRace: commit_race,
     p.RegisterWait: register_wait,
     p.ResolveWait: resolve_wait,
     p.WithdrawWait: withdraw_wait,
@@ -131,7 +133,7 @@ def workers_of(operations: Iterable[Any]) -> list[str]:
 
 def weight_of(operation: Any) -> int:
     """Roughly how many bytes an operation brings; what is small anyway counts nothing."""
-    if isinstance(operation, p.CommitStep | p.ResolveWait):
+    if isinstance(operation, p.CommitStep | p.CommitRace | p.ResolveWait):
         return len(operation.step.output or "")
     if isinstance(operation, p.StartRun | p.Rerun):
         return len(operation.run.input)

@@ -21,6 +21,7 @@ from agentflow.store.protocol import (
     SignalTaken,
     Status,
     StoredStep,
+    StoredWait,
     Waits,
     WithdrawWait,
 )
@@ -67,7 +68,7 @@ def resolve_wait(tx: Transaction, op: ResolveWait) -> Work[Done | Exists | Fence
     state = yield from fence(tx, op.run)
     if isinstance(state, Fenced):
         return state
-    yield from _take_own_wait(op.run.run_id, op.step.key, op.step.ended_at)
+    yield from take_own_wait(op.run.run_id, op.step.key, op.step.ended_at)
     return (yield from store_step(op.run.run_id, op.step, state))
 
 
@@ -76,7 +77,7 @@ def withdraw_wait(tx: Transaction, op: WithdrawWait) -> Work[Done | Fenced]:
     state = yield from fence(tx, op.run)
     if isinstance(state, Fenced):
         return state
-    yield from _take_own_wait(op.run.run_id, op.key, op.now)
+    yield from take_own_wait(op.run.run_id, op.key, op.now)
     return Done(state.mail, state.cancel)
 
 
@@ -133,13 +134,16 @@ def _what_is_there(op: RegisterWait) -> Work[tuple[bool, str | None, str | None]
     return None
 
 
-def _take_own_wait(run_id: str, key: str, now: int) -> Work[None]:
+def take_own_wait(run_id: str, key: str, now: int) -> Work[StoredWait | None]:
+    """Take back a wait of one's own; what it was, if it was still there."""
     rows = yield sql.TAKE_WAIT, {"run": run_id, "step": key}
-    if rows:
-        wait = stored_wait(rows[0])
-        if wait.kind == "approval" and wait.topic is not None:
-            status = "expired" if wait.deadline <= now else "cancelled"
-            yield sql.CLOSE_APPROVAL, {"to": status, "now": now, "approval": wait.topic}
+    if not rows:
+        return None
+    wait = stored_wait(rows[0])
+    if wait.kind == "approval" and wait.topic is not None:
+        status = "expired" if wait.deadline <= now else "cancelled"
+        yield sql.CLOSE_APPROVAL, {"to": status, "now": now, "approval": wait.topic}
+    return wait
 
 
 def _approval_params(run_id: str, key: str, new: NewApproval) -> dict[str, object]:
