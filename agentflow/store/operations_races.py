@@ -7,7 +7,7 @@ from agentflow.store.operations_runs import cancel_tree
 from agentflow.store.operations_steps import store_step
 from agentflow.store.operations_waits import take_own_wait
 from agentflow.store.protocol import CommitRace, Done, Exists, Fenced
-from agentflow.store.statements import READ_RUN
+from agentflow.store.statements import LOCK_RUN, READ_RUN
 from agentflow.store.transaction import RunState, Transaction, Work, fence
 
 
@@ -25,18 +25,20 @@ def commit_race(tx: Transaction, op: CommitRace) -> Work[Done | Exists | Fenced]
 
 
 def _withdraw_waits(tx: Transaction, op: CommitRace) -> Work[None]:
-    run_id, now = op.run.run_id, op.step.ended_at
-    children = []
-    for (key,) in (yield sql.LIST_WAITS, {"run": run_id}):
-        if key.startswith(op.scopes):
-            wait = yield from take_own_wait(run_id, key, now)
-            if wait is not None and wait.kind == "invoke" and wait.topic is not None:
-                children.append((wait.topic, key))
+    run_id = op.run.run_id
+    rows = yield sql.LIST_WAITS, {"run": run_id}
+    waits = [row for row in rows if row[0].startswith(op.scopes)]
+    children = sorted((topic, key) for key, kind, topic in waits if kind == "invoke")
+    # First the children's rows, then the waits: a child that ends goes in the same order.
+    for child, _ in children:
+        yield LOCK_RUN, {"id": child}
+    for key, *_ in waits:
+        yield from take_own_wait(run_id, key, op.step.ended_at)
     # Their waits are gone: no child's end comes back to this run.
     for child, key in children:
         if (yield from _hangs_on(child, key)):
             reason = f"run {run_id} does not wait for it any more: race {op.step.key!r} is decided"
-            yield from cancel_tree(tx, [child], reason, now)
+            yield from cancel_tree(tx, [child], reason, op.step.ended_at)
 
 
 def _hangs_on(child: str, key: str) -> Work[bool]:

@@ -21,7 +21,6 @@ from agentflow.store.protocol import (
     SignalTaken,
     Status,
     StoredStep,
-    StoredWait,
     Waits,
     WithdrawWait,
 )
@@ -134,16 +133,14 @@ def _what_is_there(op: RegisterWait) -> Work[tuple[bool, str | None, str | None]
     return None
 
 
-def take_own_wait(run_id: str, key: str, now: int) -> Work[StoredWait | None]:
-    """Take back a wait of one's own; what it was, if it was still there."""
+def take_own_wait(run_id: str, key: str, now: int) -> Work[None]:
+    """Take back a wait of one's own, if it is still there; its approval is closed."""
     rows = yield sql.TAKE_WAIT, {"run": run_id, "step": key}
-    if not rows:
-        return None
-    wait = stored_wait(rows[0])
-    if wait.kind == "approval" and wait.topic is not None:
-        status = "expired" if wait.deadline <= now else "cancelled"
-        yield sql.CLOSE_APPROVAL, {"to": status, "now": now, "approval": wait.topic}
-    return wait
+    if rows:
+        wait = stored_wait(rows[0])
+        if wait.kind == "approval" and wait.topic is not None:
+            status = "expired" if wait.deadline <= now else "cancelled"
+            yield sql.CLOSE_APPROVAL, {"to": status, "now": now, "approval": wait.topic}
 
 
 def _approval_params(run_id: str, key: str, new: NewApproval) -> dict[str, object]:

@@ -12,7 +12,9 @@ attempt = _ATTEMPT.c
 step = table_of(StepRow).c
 wait = table_of(WaitRow).c
 
-LIST_WAITS = Statement(lambda _: select(wait.key).where(wait.run_id == text("run")).order_by(wait.key))
+LIST_WAITS = Statement(
+    lambda _: select(wait.key, wait.kind, wait.topic).where(wait.run_id == text("run")).order_by(wait.key)
+)
 LIST_OPEN_ATTEMPTS = Statement(
     lambda _: (
         select(attempt.key)

@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agentflow import App, Approve, Context, RunHandle, RunStatus, Settings, Step, StepRecord
+from agentflow import (
+    Agent,
+    App,
+    Approve,
+    Context,
+    RunHandle,
+    RunStatus,
+    Settings,
+    Step,
+    StepRecord,
+    ToolCall,
+    tool,
+)
+from agentflow.engine import races
 from agentflow.errors import ApprovalExpired, NoWaiter, RunFailed, SignalConflict, StepError, Unserialisable
 from agentflow.testing import Harness, harness
 
@@ -999,3 +1012,94 @@ async def test_the_logger_is_silent_while_the_branches_replay(
         await end(h, run)
     told = [record.message for record in caplog.records if record.name == "agentflow.run"]
     assert told == ["begins", "has worked", "has slept", "decided", "ends"]
+
+
+async def test_agents_race_with_keys_of_their_own(database_url: str) -> None:
+    app = App("agents")
+
+    @tool
+    async def look(step: Step, what: str) -> str:
+        """Look it up."""
+        return await step.run("look", str.upper, what, output=str)
+
+    def answer(request: Any) -> Any:
+        last = request.messages[-1]
+        if last.role == "tool":
+            return f"found {last.tool_results[0].text}"
+        return ToolCall(name="look", args={"what": last.text})
+
+    agent = Agent("searcher", model=answer, tools=[look])
+    app.add(agent)
+
+    @app.function
+    async def flow(ctx: Context[None], step: Step) -> Any:
+        async def ask(prompt: str, own: Step) -> str:
+            # Both with the branch's Step and with the function's.
+            first, second = await agent.run(own, prompt), await agent.run(step, f"{prompt} again")
+            return f"{first.output}, {second.output}"
+
+        won = await step.race("r", a=partial(ask, "a"), late=partial(nap, "1h"))
+        await step.sleep("end", "1m")
+        return [won, (await agent.run(step, "after")).output]
+
+    for replay_every_step in (False, True):
+        async with harness(app, database_url=database_url, replay_every_step=replay_every_step) as h:
+            run = await h.start(flow)
+            assert await end(h, run) == [["a", "found A, found A AGAIN"], "found AFTER"]
+            steps = (await app.runs.steps(run.id, limit=100)).data
+            keys = {record.key for record in steps if record.kind == "infer"}
+            assert keys == {
+                f"{where}/turn{n}/model"
+                for where in ("r@a/searcher#0", "r@a/searcher#1", "searcher#0")
+                for n in (0, 1)
+            }
+
+
+async def test_a_loser_that_does_not_end_is_named_and_does_not_keep_the_race(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(races, "LONGEST_UNWINDING", 0.05)
+    never = asyncio.Event()
+
+    async def code(step: Step) -> Any:
+        async def loser(step: Step) -> None:
+            while not never.is_set():
+                with suppress(asyncio.CancelledError):
+                    await never.wait()
+
+        async def winner(step: Step) -> str:
+            return await step.run("work", racing.work, "won")
+
+        return await step.race("r", loser=loser, winner=winner)
+
+    racing = Racing(code)
+    async with harness(racing.app, database_url=sqlite_url) as h:
+        run = await h.start(racing.flow)
+        try:
+            while not any("branches of race 'r'" in record.message for record in caplog.records):
+                await asyncio.sleep(0.01)
+        finally:
+            never.set()
+        assert await run.result(5) == ["winner", "won"]
+
+
+async def test_children_of_a_cancelled_race_are_waited_for_by_the_next_one(database_url: str) -> None:
+    async def code(step: Step) -> Any:
+        async def invoke(step: Step) -> Any:
+            return await step.invoke("child", waits)
+
+        try:
+            async with asyncio.timeout(0.05 if racing.entered == 1 else None):
+                return await step.race("r", child=invoke)
+        except TimeoutError:
+            await step.sleep("a while", "1m")
+        raise AssertionError("it is entered again from the top")
+
+    racing = Racing(code)
+    waits = racing.app.function("waits")(child)
+    async with harness(racing.app, database_url=database_url) as h:
+        run = await h.start(racing.flow)
+        await h.advance("1m")
+        await h.send({"name": "for the child", "data": {}})
+        assert await end(h, run) == ["child", "child"]
+        assert len((await racing.app.runs.list(function="waits")).data) == 1

@@ -50,7 +50,7 @@ def test_no_step_has_the_key_of_one_in_another_branch_of_a_race(
     other_races: list[tuple[tuple[str, int, str], str]],
     other_call: tuple[str, int, str],
 ) -> None:
-    (key, scope), (other, other_scope) = key_in(races, call), key_in(other_races, other_call)
+    (key, _), (other, other_scope) = key_in(races, call), key_in(other_races, other_call)
     assert (key == other) == ((races, call) == (other_races, other_call))
     if key.startswith(other_scope):
         assert races[: len(other_races)] == other_races
