@@ -137,6 +137,42 @@ async def rest(h: Harness, run: RunHandle[Any]) -> None:
         await h.idle()
 
 
+async def test_of_a_child_s_end_and_a_signal_at_once_exactly_one_wins(database_url: str) -> None:
+    app = App("t")
+
+    async def invoke(step: Step) -> str:
+        return await step.invoke("child", child)
+
+    @app.function
+    async def child(ctx: Context[None], step: Step) -> str:
+        await step.wait_for_event("go", event="go", timeout="1d")
+        return await step.run("work", str, "child")
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> Any:
+        return await step.race("r", child=invoke, signal=partial(signal_of, ctx.run_id))
+
+    async with harness(app, database_url=database_url) as h:
+        runs = [await h.start(f) for _ in range(25)]
+        await h.idle()
+
+        async def signal(run: RunHandle[Any]) -> bool:
+            try:
+                await h.signal(run.id, "signal")
+            except NoWaiter:
+                return False
+            return True
+
+        _, *sent = await asyncio.gather(h.send({"name": "go", "data": {}}), *map(signal, runs))
+        await h.idle()
+        for run, was_taken in zip(runs, sent, strict=True):
+            winner, value = await run.result(5)
+            assert winner == value
+            assert was_taken or winner == "child"
+        children = (await app.runs.list(function="child", limit=100)).data
+        assert all(found.status.is_final for found in children)
+
+
 # ---------------------------------------------------------------------------------- at random instants
 
 
