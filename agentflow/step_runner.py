@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -110,6 +110,21 @@ class Wait:
     """The step ends when the wait is registered: a detached invoke."""
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A branch of a race."""
+
+    scope: str
+    """What the keys of its steps begin with."""
+    call: Callable[[], Awaitable[Any]]
+    codec: Codec[Any]
+    """Of what it returns."""
+
+
+Contenders = Mapping[str, Contender]
+"""The branches of a race by their names, in the order in which they start."""
+
+
 class RawId(str):
     """A step id that the framework composed: it is used as it is."""
 
@@ -144,6 +159,8 @@ class StepRunner(Protocol):
     def perform(self, key: str, body: Body) -> Coroutine[Any, Any, Any]: ...
 
     def wait(self, key: str, wait: Wait) -> Coroutine[Any, Any, Any]: ...
+
+    def race(self, key: str, contenders: Contenders) -> Coroutine[Any, Any, tuple[str, Any]]: ...
 
     async def resolve_target(self, target: Target) -> Function[Any, Any] | FunctionRef: ...
 

@@ -101,8 +101,7 @@ class Bodies:
         """Execute the body once; give its output as JSON, and as it comes back from that."""
         runner = self._runner
         value = await self._call(attempt, body)
-        if runner.is_over:
-            raise runner.unwinding()
+        runner.check_goes_on(attempt.key)
         if policy.tenacity is not None:
             check_result(policy, value, failures, started_at=started_at, now=runner.now())
         output, value = body.codec.round_trip(value, f"step {attempt.key!r}")
@@ -157,8 +156,7 @@ class Bodies:
     ) -> StoredStep | None:
         """Store a failed attempt; give the step's outcome if it was the last one."""
         runner = self._runner
-        if runner.is_over:
-            raise runner.unwinding()
+        runner.check_goes_on(attempt.key)
         if isinstance(error, NEVER_RETRIED):
             runner.decide(Raised(error))
             raise runner.unwinding() from error

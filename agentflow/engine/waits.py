@@ -200,6 +200,8 @@ class RunWaits:
     def _withdraw(self, key: str) -> None:
         """Nothing is memoized: replay makes the call again. The withdrawal goes before anything that follows."""
         self._runner.journal.waits.pop(key, None)
+        if self._runner.races.has_withdrawn(key):
+            return  # by the transaction that decides the race
         self._runner.submit(WithdrawWait(self._runner.run_key, key, self._runner.now()))
 
     # ---------------------------------------------------------------------------- suspending and waking

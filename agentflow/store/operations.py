@@ -10,6 +10,7 @@ from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
+from agentflow.store.operations_races import commit_race
 from agentflow.store.operations_runs import (
     cancel_run,
     finish,
@@ -54,6 +55,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.StartRun: start_run,
     p.Rerun: rerun,
     p.CommitStep: commit_step,
+    p.CommitRace: commit_race,
     p.RegisterWait: register_wait,
     p.ResolveWait: resolve_wait,
     p.WithdrawWait: withdraw_wait,
@@ -159,7 +161,7 @@ def flow_keys_of(operation: Any) -> list[str]:
 
 def weight_of(operation: Any) -> int:
     """Roughly how many bytes an operation brings; what is small anyway counts nothing."""
-    if isinstance(operation, p.CommitStep | p.ResolveWait):
+    if isinstance(operation, p.CommitStep | p.CommitRace | p.ResolveWait):
         return len(operation.step.output or "")
     if isinstance(operation, p.StartRun | p.Rerun):
         return len(operation.run.input)

@@ -397,6 +397,16 @@ class CommitStep(NamedTuple):
     model_call: ModelCall | None = None
 
 
+class CommitRace(NamedTuple):
+    """Store the outcome of a race and withdraw what its branches have begun: their waits, the approvals and the runs
+    these were for, and their outstanding retries."""
+
+    run: RunKey
+    step: StoredStep
+    scopes: tuple[str, ...]
+    """What the step keys of its branches begin with."""
+
+
 class RegisterWait(NamedTuple):
     """Register a wait, with the child run or the approval it waits for. A second registration changes nothing.
 
@@ -586,6 +596,7 @@ Operation = (
     StartRun
     | Rerun
     | CommitStep
+    | CommitRace
     | RegisterWait
     | ResolveWait
     | WithdrawWait
