@@ -18,7 +18,6 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 from agentflow import App, Context, Step, ToolCall
-from agentflow.crashpoints import arm, disarm
 from agentflow.errors import (
     ConfigurationError,
     ContextTooLong,
@@ -29,7 +28,7 @@ from agentflow.errors import (
 )
 from agentflow.models import registry
 from agentflow.runs import RunStatus
-from agentflow.testing import Cut, HttpError, ScriptedModel, block_models, harness
+from agentflow.testing import Cut, HttpError, ScriptedModel, block_models, crash_after, harness
 from agentflow.testing.provider_server import FakeProvider
 from tests.agents.support import steps_of
 
@@ -331,24 +330,10 @@ async def test_after_a_crash_between_call_and_commit_the_ledger_says_that_it_may
     client: Any = AsyncOpenAI() if kind == "async" else OpenAI()
     wrapping = Wrapping(client.responses.create, RESPONSES)
 
-    class Killed(BaseException):
-        pass
-
-    def die() -> None:
-        worker = h._worker
-        assert worker is not None
-        for runner, _ in worker._runners.values():
-            runner.lose("killed here")
-        raise Killed
-
     async with harness(wrapping.app, database_url=database_url) as h:
-        arm(where, 1, die)
-        try:
+        with crash_after(where):
             run = await h.start(wrapping.function)
             await h.idle()
-        finally:
-            disarm()
-        await h.crash()
         await h.restart()
         await h.advance("2h")
         assert await run.result(10) == "done"
