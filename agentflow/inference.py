@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from agentflow.codec import Codec, codec_for
 from agentflow.crashpoints import point
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R")
 DeltaListener: TypeAlias = Callable[[Delta], None]
 
 
@@ -116,6 +117,30 @@ class Inference:
             timeout=timeout,
         )
         return _answer(self._step, asking, question, models)
+
+    @overload
+    def wrap(
+        self, id: str, sdk_call: Callable[..., Awaitable[R]], /, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def wrap(self, id: str, sdk_call: Callable[..., R], /, **kwargs: Any) -> Coroutine[Any, Any, R]: ...
+
+    def wrap(self, id: str, sdk_call: Callable[..., Any], /, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call a method of a provider's own SDK once and for all; give the SDK's own object, rebuilt from its JSON.
+
+        Every keyword argument is the SDK's, `timeout` too: the step is retried and timed by its function's `retries`,
+        `retry` and `step_timeout`. The client may be sync or async; its own retries are turned off. Usage and cost are
+        entered in the ledger. What another SDK or a function of yours returns comes back as plain JSON.
+
+            response = await step.ai.wrap("ask", client.responses.create, model="gpt-5-mini", input=question)
+
+        Raises `ConfigurationError` for a stream or what is no call, `ProviderError` (`RateLimited`, ...) when the
+        provider failed for good, `Unserialisable` for an answer that is no JSON (a file, a sound).
+        """
+        from agentflow.wrapping import wrap_call  # it is made of what is below
+
+        return wrap_call(self._step, id, sdk_call, kwargs)
 
 
 async def _answer(

@@ -926,6 +926,10 @@ class Store(Protocol):
         """The worker ends in good order: what it still owns is released at once."""
         ...
 
+    def disown_worker(self, worker_id: str) -> None:
+        """Write nothing more for that worker from here, beginning at once; from any thread (for tests)."""
+        ...
+
     async def abandon_worker(self, worker_id: str) -> None:
         """Let the worker look dead at once, with all it owns (for tests): on SQLite its file lock is dropped, as the
         end of its process does it; on PostgreSQL its lease is over, as time does it."""

@@ -279,6 +279,21 @@ async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
         assert provider.generations == 2
 
 
+async def test_a_wrapped_call_is_asked_once_and_gives_the_type_it_was_parsed_into(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_provider([{"city": "Nice", "country": "France"}]) as provider:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        page = load("how-to/wrap-sdk-calls.md")
+        async with harness(page.app) as h:
+            run = await h.start(page.locate, "Where is the Promenade des Anglais?")
+            await h.advance("1h")
+            assert await run.result(20) == page.Place(city="Nice", country="France")
+        assert provider.generations == 1
+        await page.client.close()
+
+
 async def test_the_app_of_the_deployment_page_works_on_postgresql(
     postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
