@@ -22,6 +22,7 @@ from agentflow.engine.wakeups import Wakeups
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
 from agentflow.ids import new_id
+from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.store.poison import is_suspect, must_be_alone
@@ -52,6 +53,7 @@ class Worker:
         concurrency: int,
         on_ended: Callable[[End], None],
         version: str = "",
+        model_limits: ModelLimits | None = None,
         replay_every_step: bool = False,
     ) -> None:
         if concurrency < 1:
@@ -92,6 +94,7 @@ class Worker:
             list_functions=list_functions,
             is_draining=lambda: self._is_draining,
             on_ended=on_ended,
+            model_limits=model_limits or {},
             replay_every_step=replay_every_step,
         )
         self._claims = Claims(

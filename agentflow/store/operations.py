@@ -9,6 +9,7 @@ from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_messages import send_events, send_signal
+from agentflow.store.operations_model_limits import begin_model_call, settle_model_call, slow_model_calls
 from agentflow.store.operations_runs import cancel_run, finish, release, rerun, start_run, suspend
 from agentflow.store.operations_schedules import keep_schedules, list_schedules, tick_schedule
 from agentflow.store.operations_steps import (
@@ -64,6 +65,9 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.KeepSchedules: keep_schedules,
     p.ListSchedules: list_schedules,
     p.TickSchedule: tick_schedule,
+    p.BeginModelCall: begin_model_call,
+    p.SettleModelCall: settle_model_call,
+    p.SlowModelCalls: slow_model_calls,
     Claim: claim,
     ListMail: list_mail,
     ListWorkers: list_workers,
@@ -79,6 +83,9 @@ _ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
 _NEVER_STRICT = (
     p.AppendStream,
     p.ListSchedules,
+    p.BeginModelCall,
+    p.SettleModelCall,
+    p.SlowModelCalls,
     Claim,
     ListMail,
     ListWorkers,

@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -83,6 +84,8 @@ def _claim(d: Flavour) -> Any:
             owner=text("by"),
             epoch=run.epoch + 1,
             started_at=func.coalesce(run.started_at, big("now")),
+            # Why it stood still is over; why it is to be cancelled is not.
+            reason=case((run.cancel_at.is_not(None), run.reason)),
         )
         .where(run.id == ready.c.id)
         .returning(
