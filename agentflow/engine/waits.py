@@ -278,7 +278,8 @@ class RunWaits:
 
     def _is_over_soon(self) -> bool:
         """Whether a body may begin in a moment: leaving memory for that costs more than it frees."""
-        if not self._reasons or self._runner.host.timers.are_moved_by_hand:
+        host = self._runner.host
+        if not self._reasons or host.is_draining() or host.timers.are_moved_by_hand:
             return False
         return min(self.naps[nap] for nap in self._reasons) <= self._runner.now() + SHORT_WAIT
 

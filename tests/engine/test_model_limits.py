@@ -216,6 +216,52 @@ async def test_a_wait_for_a_limit_survives_a_crash(database_url: str) -> None:
         assert [await run.result(5) for run in runs] == ["yes", "yes"]
 
 
+async def test_a_call_whose_worker_died_takes_a_turn_again(database_url: str) -> None:
+    under_way, hangs = asyncio.Event(), [True]
+
+    async def model(request: ModelRequest) -> str:
+        if hangs.pop() if hangs else False:
+            under_way.set()
+            await asyncio.Event().wait()
+        return "yes"
+
+    app = make(model, TEN_A_MINUTE)
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start("ask", "Well?")
+        await asyncio.wait_for(under_way.wait(), 20)
+        await h.crash()
+        await h.restart()
+        await h.idle()
+        assert await run.status() is RunStatus.SLEEPING, "what the dead one asked for counts"
+        await h.advance("6s")
+        assert await run.result(5) == "yes"
+        states = [call.state for _, call in await app.client.store.queries.list_model_calls(run=run.id)]
+        assert sorted(states) == ["done", "in_doubt"]
+
+
+async def test_a_run_that_waits_in_memory_is_cancelled_at_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentflow.engine.waits.SHORT_WAIT", 7_200_000_000)
+    asked: list[str] = []
+
+    async def yes(request: ModelRequest) -> str:
+        asked.append(request.prompt)
+        return "yes"
+
+    app = make(yes, ModelRateLimit("function", requests=1, period="1h"))
+    async with harness(app, database_url=database_url, clock="system") as h:
+        first = await h.start("ask", "First?")
+        assert await first.result(20) == "yes"
+        second = await h.start("ask", "Second?")
+        while not h._worker or not h._worker.running:
+            await asyncio.sleep(0.01)
+        await app.runs.cancel(second.id)
+        await asyncio.wait_for(h.idle(), 20)
+        assert await second.status() is RunStatus.CANCELLED
+        assert asked == ["First?"]
+
+
 async def test_tokens_are_taken_by_estimate_and_settled_by_what_was_used(database_url: str) -> None:
     model = Asked(usage=Usage(input_tokens=20, output_tokens=71))
     limit = ModelRateLimit("function", tokens=100)
