@@ -50,6 +50,18 @@ class Attempt(Protocol):
         """The ledger's rows of another run and of those it invoked."""
         ...
 
+    async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:
+        """Take a turn at the provider for the step's request of that number; raises `NotYet`. See `model_turn`."""
+        ...
+
+    def settle_model_call(self, provider: str, *, number: int, used: int | None) -> None:
+        """The request is over and used so many tokens; `None`: as many as were taken for it."""
+        ...
+
+    def slow_model_calls(self, provider: str, seconds: float) -> None:
+        """Let no worker begin a limited call of the provider for so long."""
+        ...
+
     async def approved_digest(self, key: str) -> str | None:
         """The digest of what was approved at the step with this key, as the server keeps it."""
         ...
@@ -61,6 +73,15 @@ class Attempt(Protocol):
     async def send_events(self, events: Sequence[Event]) -> list[str]: ...
 
     async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None: ...
+
+
+class NotYet(BaseException):
+    """Takes a body down that may not go on before an instant; it is called again then, as the same attempt."""
+
+    def __init__(self, until: Micros, reason: str) -> None:
+        super().__init__(reason)
+        self.until = until
+        self.reason = reason
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from agentflow.engine.verdicts import Drained, Raised
 from agentflow.info import StepInfo, current_body
 from agentflow.retry import RetryPolicy, Stop, retry_policy
 from agentflow.runs import StepKind
-from agentflow.step_runner import Body
+from agentflow.step_runner import Body, NotYet
 from agentflow.store.protocol import (
     CommitStep,
     Exists,
@@ -67,6 +67,10 @@ class Bodies:
             started_at = runner.now()
             try:
                 output, value = await self._run(attempt, body, policy, failures, started_at)
+            except NotYet as wait:
+                if runner.is_over:
+                    raise runner.unwinding() from None
+                await runner.waits.nap(wait.until, reason=wait.reason)
             except (Exception, SystemExit) as error:  # asyncio would end the worker by a SystemExit
                 failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
                 if failed is not None:

@@ -25,6 +25,7 @@ from agentflow.engine.wakeups import Wakeups
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
 from agentflow.ids import new_id
+from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.starts import plan_admission
@@ -56,6 +57,7 @@ class Worker:
         concurrency: int,
         on_ended: Callable[[End], None],
         version: str = "",
+        model_limits: ModelLimits | None = None,
         replay_every_step: bool = False,
     ) -> None:
         if concurrency < 1:
@@ -99,6 +101,7 @@ class Worker:
             list_functions=list_functions,
             is_draining=lambda: self._is_draining,
             on_ended=on_ended,
+            model_limits=model_limits or {},
             replay_every_step=replay_every_step,
         )
         gates = registry.gates()

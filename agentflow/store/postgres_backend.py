@@ -165,6 +165,8 @@ def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:
                 names[f"signal:{operation.wait.topic}"] = True
             elif operation.lookback_from is not None:
                 names[f"event:{operation.wait.topic}"] = True
+        elif isinstance(operation, p.BeginModelCall | p.SettleModelCall | p.SlowModelCalls):
+            names[f"model:{operation.provider}"] = True
         elif isinstance(operation, p.Suspend | p.Release | p.Adopt):
             changed.add(operation.run.run_id)
         elif isinstance(operation, p.Finish):

@@ -592,6 +592,38 @@ class TickSchedule(NamedTuple):
     now: Micros
 
 
+class BeginModelCall(NamedTuple):
+    """Take a request and `needs` tokens of a provider's limits for the call with this id, or be told when to ask again.
+
+    A limit that is `None` is none; `spread` (0 to 999) scatters those who are told the same.
+    """
+
+    id: str
+    provider: str
+    requests: int | None
+    tokens: int | None
+    period: Micros
+    needs: int
+    spread: int
+    now: Micros
+
+
+class SettleModelCall(NamedTuple):
+    """The call is over and used so many tokens; `None`: what was taken for it."""
+
+    id: str
+    provider: str
+    used: int | None
+    now: Micros
+
+
+class SlowModelCalls(NamedTuple):
+    """Let no limited call of the provider begin before `until`: it has answered 429."""
+
+    provider: str
+    until: Micros
+
+
 Operation = (
     StartRun
     | Rerun
@@ -617,6 +649,9 @@ Operation = (
     | ListSchedules
     | TickSchedule
     | PlanRun
+    | BeginModelCall
+    | SettleModelCall
+    | SlowModelCalls
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes
@@ -751,6 +786,14 @@ class Ticked(NamedTuple):
     moved: bool
 
 
+class NotBefore(NamedTuple):
+    """The call may not begin yet: ask again at this instant. Nothing was taken."""
+
+    at: Micros
+    because: str
+    """`requests`, `tokens` or `paused`."""
+
+
 Outcome = (
     Fenced
     | Done
@@ -770,6 +813,7 @@ Outcome = (
     | Cancelled
     | Schedules
     | Ticked
+    | NotBefore
 )
 
 # --------------------------------------------------------------------------------------------------- hints

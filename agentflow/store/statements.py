@@ -210,7 +210,11 @@ END_RUN = Statement(
             blocked_on=null(),
             # Who cancelled a running run has given the reason already.
             reason=case(
-                (small("to") == raw("6", Integer), func.coalesce(text("why"), run.reason)), else_=text("why")
+                (
+                    and_(small("to") == raw("6", Integer), run.cancel_at.is_not(None)),
+                    func.coalesce(text("why"), run.reason),
+                ),
+                else_=text("why"),
             ),
             ended_at=big("now"),
         )

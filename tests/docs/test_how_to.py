@@ -332,3 +332,10 @@ async def test_who_follows_a_run_reads_what_it_published() -> None:
             {"topic": "progress", "data": {"done": 1, "of": 2}},
             {"topic": "progress", "data": {"done": 2, "of": 2}},
         ]
+
+
+async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
+    page = load("how-to/model-limits.md")
+    assert await page.ask_twice() == (
+        "step 'ask' waits for its turn at scripted: 10 requests in 0:01:00 are the limit: yes, again"
+    )
