@@ -47,13 +47,13 @@ class Expression:
     @staticmethod
     def compile(text: str, *, variables: tuple[str, ...] = EVENT) -> Expression:
         """The expression. Raises `ConfigurationError` for bad syntax, an unknown variable, a missing library."""
-        if not text.strip():
+        if not _is_text(text):
             raise ConfigurationError(f"{text!r} is not an expression")
         if len(text) > LONGEST_EXPRESSION:
             raise ConfigurationError(
                 f"the expression {text[:80]!r}... has {len(text)} characters, over the limit of {LONGEST_EXPRESSION}"
             )
-        return _compiled(text, variables)
+        return _compiled(text, tuple(variables))
 
     @staticmethod
     def condition(text: str, *, variables: tuple[str, ...] = EVENT) -> Expression:
@@ -115,6 +115,10 @@ class Expression:
 @lru_cache(maxsize=4096)
 def _compiled(text: str, variables: tuple[str, ...]) -> Expression:
     return Expression(text, variables)
+
+
+def _is_text(given: object) -> bool:
+    return isinstance(given, str) and bool(given.strip())
 
 
 def _library(text: str) -> Any:
