@@ -7,6 +7,7 @@ data, and each node is counted as often as it can be reached. A unit is about 20
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -20,21 +21,12 @@ _REGEX = 20_000
 """Compiling a regular expression that is not known beforehand."""
 _CHARACTERS = 16
 """So many characters count as one element."""
-_LOOKS = {"_&&_", "_||_", "!_", "@not_strictly_false", "size", "type", "_[_]", "dyn", "_?_:_"}
-_COMPARES = {
-    "_==_",
-    "_!=_",
-    "_<_",
-    "_<=_",
-    "_>_",
-    "_>=_",
-    "@in",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "matches",
-}
-_GIVES_ITS_ARGUMENT = {"dyn", "_?_:_"}
+_MOST_STATES = 4_000
+"""Of a regular expression: the library refuses larger ones."""
+_REPEAT = re.compile(r"(\)?)\{(\d*)(?:,(\d*))?\}")
+_LOOKS = {"_&&_", "_||_", "!_", "@not_strictly_false", "type"}
+_COMPARES = {"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "size"}
+_SEARCHES = {"contains", "matches"}
 
 
 class Size(NamedTuple):
@@ -75,10 +67,12 @@ class Node(NamedTuple):
 
 
 def tree_of(serialized: bytes) -> Node | None:
-    """The tree of an expression that the library has serialized; `None` where it has no loop, and costs nothing."""
+    """The tree of an expression that the library has serialized; `None` where it neither loops nor searches, and costs
+    little for any data."""
     checked = dict(_fields(dict(_fields(serialized))[2]))
     tree = _node(checked[4])
-    return tree if any(node.kind == "loop" for node in _walk(tree)) else None
+    is_costly = any(node.kind == "loop" or node.name in _SEARCHES for node in _walk(tree))
+    return tree if is_costly else None
 
 
 def cost_of(tree: Node, variables: Mapping[str, Any]) -> int:
@@ -144,26 +138,39 @@ class _Count:
             return self._part(given[0], given[1].value)
         sizes = [self._size(item) for item in given]
         total = 1 + sum(size.total for size in sizes)
-        if node.name == "matches":
-            is_known = node.children[-1].kind == "constant"
-            self.cost += times * (total * _CHARACTERS if is_known else _REGEX + total * _CHARACTERS)
+        if node.name in _SEARCHES:
+            text, wanted = (self._characters(item) for item in given)
+            if node.name == "contains":
+                self.cost += times * (total + text * wanted // 1_000)
+            else:
+                is_compiled = node.children[1].kind == "constant"
+                self.cost += times * ((1 + text) * _states(given[1]) + (0 if is_compiled else _REGEX))
+            return _ONE
+        if node.name == "size" and isinstance(given[0], Known) and isinstance(given[0].value, dict | list):
             return _ONE
         if node.name in _COMPARES:
             self.cost += times * total
             return _ONE
-        if node.name in _GIVES_ITS_ARGUMENT:
-            return sizes[-1] if node.name == "dyn" else sizes[1].or_(sizes[2])
+        if node.name == "dyn":
+            return sizes[0]
+        if node.name == "_?_:_":
+            return sizes[1].or_(sizes[2])
         if node.name == "_[_]":
-            return Size.inside(sizes[0].element)
+            return Size.inside(sizes[0].total)
         if node.name in _LOOKS:
             return _ONE
         self.cost += times * _BUILD * total
         length = sum(size.length for size in sizes)
         return Size(total, length, max((size.element for size in sizes), default=0))
 
+    def _characters(self, item: Known | Size) -> int:
+        if isinstance(item, Known) and isinstance(item.value, str):
+            return len(item.value)
+        return self._size(item).total * _CHARACTERS
+
     def _part(self, whole: Known | Size, key: Any) -> Known | Size:
-        if isinstance(whole, Size):
-            return Size.inside(whole.total)
+        if isinstance(whole, Size) or not isinstance(key, str | int):
+            return Size.inside(self._size(whole).total)
         try:
             return Known(whole.value[key])
         except (KeyError, IndexError, TypeError):
@@ -188,6 +195,23 @@ class _Count:
             parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
             known = self._weights[id(value)] = 1 + sum(map(self._weight, parts))
         return known
+
+
+def _states(pattern: Known | Size) -> int:
+    """How many states a regular expression has, by what repeats: all that is in a group with its group."""
+    if not isinstance(pattern, Known) or not isinstance(pattern.value, str):
+        return _MOST_STATES
+    text = pattern.value
+    if "\\p" in text or "\\P" in text:  # a class of Unicode
+        return _MOST_STATES
+    alone, groups = 1, 1
+    for is_group, least, most in _REPEAT.findall(text):
+        times = min(1_000, max(int(number[:9] or 0) for number in (least, most)))
+        if is_group:
+            groups = min(groups * max(times, 1), _MOST_STATES)
+        else:
+            alone = max(alone, times)
+    return min((1 + len(text)) * alone * groups, _MOST_STATES)
 
 
 # --------------------------------------------------------------------------- the tree, as protobuf has it (cel.expr)
@@ -235,7 +259,9 @@ def _constant(message: bytes) -> Any:
             return content.decode(errors="replace")
         if number == 7:
             return content
-    return 0
+        if number == 5:
+            return 0.0  # which one does not matter
+    return None
 
 
 def _text(message: bytes, number: int) -> str:

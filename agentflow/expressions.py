@@ -79,8 +79,7 @@ class Expression:
 
         `async` is a word of Python: `expression.evaluate(event=..., **{"async": ...})`.
         """
-        if self._tree is not None and (cost := cost_of(self._tree, variables)) > BUDGET:
-            raise self._failure(f"it may cost {cost:.1e} for this data, over its budget of {BUDGET:.1e}")
+        self._check_budget(variables)
         value = self._evaluate(variables)
         if value.type() == self._error_type and "out of range" in str(value.value()):
             # CEL's integers have 64 bits, and one greater number anywhere spoils all that lies beside it.
@@ -99,6 +98,16 @@ class Expression:
         except ExpressionFailed as error:
             _LOG.debug("%s: taken as false", error)
             return False
+
+    def _check_budget(self, variables: Mapping[str, Any]) -> None:
+        if self._tree is None:
+            return
+        try:
+            cost = cost_of(self._tree, variables)
+        except RecursionError:
+            raise self._failure("its data is nested too deep") from None
+        if cost > BUDGET:
+            raise self._failure(f"for this data it may take {cost // BUDGET + 1} times its budget")
 
     def _evaluate(self, variables: Mapping[str, Any]) -> Any:
         try:

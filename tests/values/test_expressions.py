@@ -154,6 +154,15 @@ HOSTILE = {
         "event.data.l.all(a, !event.data.s.matches('(x+x+)+y'))",
         range(9000),
     ),
+    "a long text that is nearly there": ("event.data.s.contains(event.data.nearly)", []),
+    "a pattern with many states": ("event.data.s.matches('((x|y|xy|xxy){0,9}){0,99}z')", []),
+    "a pattern that an event brings": ("event.data.s.matches(event.data.pattern)", []),
+    "a pattern that is put together": ("event.data.s.matches('(x?)' + event.data.pattern)", []),
+    "an element by a float": (
+        "event.data.l.all(a, event.data.t[0.0].contains(event.data.nearly))",
+        range(100),
+    ),
+    "the length of a text for each element": ("event.data.l.all(a, size(event.data.s) > 0)", range(9000)),
     "expressions made for each element": (
         "event.data.l.all(a, !event.data.s.matches('(a{100}){9}' + string(a)))",
         range(9000),
@@ -170,7 +179,16 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_could_hang_a_worker_is_not_evaluated_for_long(case: str) -> None:
     text, numbers = HOSTILE[case]
-    event = {"data": {"l": list(numbers), "s": "x" * 300_000}}
+    nearly, pattern = "x" * 100_000 + "y", "x?" * 9_000
+    event = {
+        "data": {
+            "l": list(numbers),
+            "s": "x" * 300_000,
+            "t": ["x" * 300_000],
+            "nearly": nearly,
+            "pattern": pattern,
+        }
+    }
     expression = Expression.compile(text)
     began = time.monotonic()
     with pytest.raises(ExpressionFailed, match="budget"):
@@ -192,6 +210,10 @@ def test_what_could_hang_a_worker_is_not_evaluated_for_long(case: str) -> None:
         "{'a': event.data.few}.a.exists(a, a == 3)",
         "(event.data.sku == 's9' ? event.data.few : []).exists(a, a == 3)",
         "event.data.few.exists(a, event.data.text.matches('x+') && a == 9)",
+        "event.data.text.contains('xxx') && event.data.items.all(item, item.title.contains('some'))",
+        "event.data.items.all(item, item.title.matches('[a-z ]{3,}length( .*)?'))",
+        "!event.data.text.matches('[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}')",
+        "event.data.items.exists(item, item.title.contains(event.data.sku) || item.sku.matches(event.data.sku))",
     ],
 )
 def test_what_is_meant_for_real_events_is_within_the_budget(text: str) -> None:
