@@ -17,12 +17,14 @@ MOST_ITERATIONS: Final = 10_000
 
 _BUILD = 4
 """Making a value costs so much more than looking at it, most of it memory."""
-_REGEX = 20_000
-"""Compiling a regular expression that is not known beforehand."""
+_REGEX, _REGEX_CHARACTER = 20_000, 100
+"""Compiling a regular expression that is not known beforehand, and each character of it."""
 _CHARACTERS = 16
 """So many characters count as one element."""
-_MOST_STATES = 4_000
+_MOST_STATES = 50_000
 """Of a regular expression: the library refuses larger ones."""
+_UNICODE_CLASS = 1_000
+"""As many states as so many characters."""
 _REPEAT = re.compile(r"(\)?)\{(\d*)(?:,(\d*))?\}")
 _LOOKS = {"_&&_", "_||_", "!_", "@not_strictly_false", "type"}
 _COMPARES = {"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "@in", "startsWith", "endsWith", "size"}
@@ -143,8 +145,9 @@ class _Count:
             if node.name == "contains":
                 self.cost += times * (total + text * wanted // 1_000)
             else:
+                made = _REGEX + wanted * _REGEX_CHARACTER
                 is_compiled = node.children[1].kind == "constant"
-                self.cost += times * ((1 + text) * _states(given[1]) + (0 if is_compiled else _REGEX))
+                self.cost += times * ((1 + text) * _states(given[1]) + (0 if is_compiled else made))
             return _ONE
         if node.name == "size" and isinstance(given[0], Known) and isinstance(given[0].value, dict | list):
             return _ONE
@@ -202,8 +205,7 @@ def _states(pattern: Known | Size) -> int:
     if not isinstance(pattern, Known) or not isinstance(pattern.value, str):
         return _MOST_STATES
     text = pattern.value
-    if "\\p" in text or "\\P" in text:  # a class of Unicode
-        return _MOST_STATES
+    length = 1 + len(text) + _UNICODE_CLASS * (text.count("\\p") + text.count("\\P"))
     alone, groups = 1, 1
     for is_group, least, most in _REPEAT.findall(text):
         times = min(1_000, max(int(number[:9] or 0) for number in (least, most)))
@@ -211,7 +213,7 @@ def _states(pattern: Known | Size) -> int:
             groups = min(groups * max(times, 1), _MOST_STATES)
         else:
             alone = max(alone, times)
-    return min((1 + len(text)) * alone * groups, _MOST_STATES)
+    return min(length * alone * groups, _MOST_STATES)
 
 
 # --------------------------------------------------------------------------- the tree, as protobuf has it (cel.expr)

@@ -18,7 +18,7 @@ from agentflow.expression_cost import cost_of, tree_of
 
 LONGEST_EXPRESSION: Final = 4_000
 BUDGET: Final = 20_000_000
-"""The most that an evaluation may cost, in the units of `agentflow.expression_cost`: about half a second."""
+"""The most that an evaluation may cost, in the units of `agentflow.expression_cost`: a second at most."""
 EVENT: Final = ("event",)
 BOTH_EVENTS: Final = ("event", "async")
 """The variables of a condition on an event that arrives: `async` is that one, `event` the one that started the run."""

@@ -158,6 +158,10 @@ HOSTILE = {
     "a pattern with many states": ("event.data.s.matches('((x|y|xy|xxy){0,9}){0,99}z')", []),
     "a pattern that an event brings": ("event.data.s.matches(event.data.pattern)", []),
     "a pattern that is put together": ("event.data.s.matches('(x?)' + event.data.pattern)", []),
+    "a long pattern for each element": (
+        "event.data.l.all(a, !'x'.matches(event.data.s))",
+        range(100),
+    ),
     "an element by a float": (
         "event.data.l.all(a, event.data.t[0.0].contains(event.data.nearly))",
         range(100),
