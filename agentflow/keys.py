@@ -9,7 +9,7 @@ import re
 
 CANCELLED = "@cancelled "
 """Begins the key under which it is kept that the await of a step was cancelled; no step's key begins so."""
-_SUFFIX = re.compile(r"(?<!\\)(?:\\\\)*(?P<suffix>(?::\d+)?(?:@\d+(?:\.\d+)*)?)$")
+_SUFFIX = re.compile(r"(?<!\\)(?:\\\\)*(?P<suffix>(?::\d+)?(?:@\d+(?:\.\d+)*)?)\Z")
 
 
 def escape(step_id: str) -> str:
