@@ -315,7 +315,7 @@ async def test_a_child_whose_parent_failed_goes_no_further(database_url: str) ->
         assert all(one.status.is_final for one in await runs_of(app, "child"))
 
 
-async def test_32_runs_are_the_deepest(database_url: str) -> None:
+async def test_depth_33_is_over_the_limit(database_url: str) -> None:
     app = App("t")
 
     @app.function
@@ -323,10 +323,10 @@ async def test_32_runs_are_the_deepest(database_url: str) -> None:
         return await step.invoke("down", "down", data=ctx.data + 1)
 
     async with harness(app, database_url=database_url) as h:
-        run = await h.start(down, 1)
+        run = await h.start(down, 0)
         error = await failure_of(run)
         runs = await runs_of(app, "down")
-    assert max(one.input for one in runs) == len(runs) == 32
+    assert max(one.input for one in runs) == len(runs) - 1 == 32
     assert error.name == "LimitExceeded"
     assert "32" in error.message
 

@@ -166,14 +166,14 @@ async def test_a_crash_and_replay_of_a_waiter_is_no_conflict_with_itself(databas
 
 
 async def test_a_retry_of_the_code_beside_a_waiter_is_no_conflict_with_itself(database_url: str) -> None:
-    app = App("t")
+    app, failures = App("t"), iter(range(2))
 
     @app.function
     async def f(ctx: Context[None], step: Step) -> Any:
         wait = asyncio.create_task(step.wait_for_signal("w", signal="go", timeout="1d"))
         await step.sleep("s", "1m")
-        if ctx.attempt < 2:
-            raise ValueError("the code between steps")
+        for n in failures:
+            raise ValueError(f"the code between steps, {n}")
         got = await wait
         return got and got.data
 
