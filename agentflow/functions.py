@@ -79,8 +79,10 @@ class FunctionConfig:
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.retries, bool) or not 0 <= self.retries <= MOST_RETRIES:
-            raise ConfigurationError(f"retries={self.retries}: give a number of retries, 0 to {MOST_RETRIES}")
+        if type(self.retries) is not int or not 0 <= self.retries <= MOST_RETRIES:
+            raise ConfigurationError(
+                f"retries={self.retries!r}: give a number of retries, 0 to {MOST_RETRIES}"
+            )
         if not isinstance(self.timeouts, Timeouts | None):
             raise ConfigurationError(f"timeouts={self.timeouts!r}: give Timeouts(start=..., finish=...)")
         for rule in self.cancel_on:
