@@ -28,6 +28,8 @@ POLL_SECONDS = 3600.0
 class PostgresBackend:
     """The writer's connection; every method is called in the writer's thread."""
 
+    commits_inline = False
+
     def __init__(self, dsn: str, *, strict: bool, leases: dict[str, Lease]) -> None:
         self._dsn = dsn
         self._strict = strict

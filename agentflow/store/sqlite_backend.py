@@ -62,6 +62,8 @@ class Lease(NamedTuple):
 class SqliteBackend:
     """The writer's connection."""
 
+    commits_inline = True
+
     def __init__(self, path: Path, *, strict: bool, leases: dict[str, Lease], locks: LockFolder) -> None:
         self._path = path
         self._wal = path.with_name(f"{path.name}-wal")

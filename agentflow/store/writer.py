@@ -1,7 +1,8 @@
-"""Group commit: one thread takes what is queued and commits it in one transaction.
+"""Group commit: what is submitted in one turn of the loop, or while a commit is in flight, is one transaction.
 
-While a commit is in flight new operations form the next batch, so batches grow with the load and nothing waits on a
-timer. A batch that fails is committed again in halves, until the operation that is to blame stands alone.
+So batches grow with the load and nothing waits on a timer. A small batch is committed right in the loop while commits
+are quick: going to a thread and back costs as much as the commit itself. Everything else is the thread's work. A batch
+that fails is committed again in halves, until the operation that is to blame stands alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ MOST_OPERATIONS = 500
 MOST_BYTES = 750_000
 CONFLICT_TRIES = 6
 LONGEST_PAUSE = 1.0
+MOST_INLINE = 4
+MOST_INLINE_BYTES = 64_000
+QUICK_SECONDS = 0.001
+"""A commit may hold the loop up for so long, on average."""
+SLOW_BATCHES = 100
+"""After a slow commit so many batches go to the thread before the loop tries again."""
 CLOSE_PATIENCE = 10.0
 
 
@@ -40,7 +47,10 @@ class Fault(Enum):
 
 
 class Backend(Protocol):
-    """A database's own way to carry out a batch. Everything is called in the writer's thread."""
+    """A database's own way to carry out a batch. Called by one thread at a time: the writer's, or the loop's for a
+    `commit` where `commits_inline`."""
+
+    commits_inline: bool
 
     def connect(self) -> None: ...
 
@@ -73,6 +83,11 @@ class Writer:
     def __init__(self, backend: Backend, *, listener: Callable[[Iterable[Hint]], None], name: str) -> None:
         self._backend = backend
         self._listener = listener
+        self._waiting: list[_Submission] = []
+        """What was submitted in this turn of the loop."""
+        self._at_the_thread = 0
+        self._pace = _Pace() if backend.commits_inline else None
+        self._one_at_a_time = threading.Lock()
         self._queue: SimpleQueue[_Submission | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,7 +112,13 @@ class Writer:
         if loop is None or self._is_closed:
             raise AgentflowError(f"the store is not open: {type(operation).__name__} cannot be written")
         future: asyncio.Future[Any] = loop.create_future()
-        self._queue.put(_Submission(operation, future))
+        submission = _Submission(operation, future)
+        if self._at_the_thread:
+            self._hand_over([submission])
+        else:
+            if not self._waiting:
+                loop.call_soon(self._flush)
+            self._waiting.append(submission)
         return future
 
     async def close(self) -> None:
@@ -105,12 +126,43 @@ class Writer:
         if self._ended is None:
             return
         if not self._is_closed:
+            self._hand_over(self._waiting)
+            self._waiting = []
             self._is_closed = True
             self._give_up_at = time.monotonic() + CLOSE_PATIENCE
             self._closing.set()
             self._queue.put(None)
         await asyncio.shield(self._ended)
         self._thread.join()
+
+    def _flush(self) -> None:
+        """The turn is over: commit what was submitted in it."""
+        batch, self._waiting = self._waiting, []
+        if not batch:
+            return
+        if self._pace is None or not self._pace.is_quick or not _is_small(batch):
+            self._hand_over(batch)
+        elif not self._one_at_a_time.acquire(blocking=False):
+            self._hand_over(batch)
+        else:
+            try:
+                began = time.monotonic()
+                answer = self._backend.commit([submission.operation for submission in batch])
+                self._pace.note(time.monotonic() - began)
+            except Exception:
+                self._hand_over(batch)  # the thread finds out what is wrong, and has the patience for it
+                return
+            finally:
+                self._one_at_a_time.release()
+            point("before_acknowledge")
+            self._acknowledge(batch, *answer)
+
+    def _hand_over(self, batch: list[_Submission]) -> None:
+        if self._pace is not None:
+            self._pace.note_batch()
+        self._at_the_thread += len(batch)
+        for submission in batch:
+            self._queue.put(submission)
 
     # ------------------------------------------------------------------------------------- in the thread
 
@@ -137,7 +189,8 @@ class Writer:
         while True:
             now = time.monotonic()
             if now >= poll_at:
-                pause, hints = self._backend.poll()
+                with self._one_at_a_time:
+                    pause, hints = self._backend.poll()
                 poll_at = now + pause
                 if hints:
                     self._call(self._listener, hints)
@@ -179,9 +232,10 @@ class Writer:
         blamed: Exception | None = None
         while True:
             try:
-                if is_down:
-                    self._backend.recover()
-                outcomes, hints = self._backend.commit(operations)
+                with self._one_at_a_time:
+                    if is_down:
+                        self._backend.recover()
+                    outcomes, hints = self._backend.commit(operations)
             except Exception as error:
                 fault = self._backend.diagnose(error)
                 if fault is Fault.CONFLICT and conflicts < CONFLICT_TRIES:
@@ -210,7 +264,7 @@ class Writer:
 
     def _answer(self, batch: list[_Submission], outcomes: list[Any], hints: list[Hint]) -> None:
         point("before_acknowledge")
-        self._call(self._acknowledge, batch, outcomes, hints)
+        self._call(self._acknowledge_thread, batch, outcomes, hints)
 
     def _fail_queued(self, error: BaseException) -> None:
         held, self._held_back = self._held_back, None
@@ -223,7 +277,7 @@ class Writer:
             if submission is not None:
                 left.append(submission)
         failure = AgentflowError(f"the store's writer has ended: {error}")
-        self._call(self._acknowledge, left, [failure] * len(left), [])
+        self._call(self._acknowledge_thread, left, [failure] * len(left), [])
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
@@ -231,6 +285,12 @@ class Writer:
             self._loop.call_soon_threadsafe(function, *args)
 
     # --------------------------------------------------------------------------------------- in the loop
+
+    def _acknowledge_thread(
+        self, batch: list[_Submission], outcomes: list[Any], hints: list[Hint]
+    ) -> None:
+        self._at_the_thread -= len(batch)
+        self._acknowledge(batch, outcomes, hints)
 
     def _acknowledge(self, batch: list[_Submission], outcomes: list[Any], hints: list[Hint]) -> None:
         for (_, future), outcome in zip(batch, outcomes, strict=True):
@@ -242,6 +302,31 @@ class Writer:
                 future.set_result(outcome)
         if hints:
             self._listener(hints)
+
+
+class _Pace:
+    """How long commits in the loop take, and whether the next one may be made there."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._pause = 0
+
+    @property
+    def is_quick(self) -> bool:
+        return self._pause == 0
+
+    def note(self, seconds: float) -> None:
+        self._seconds += (min(seconds, 10 * QUICK_SECONDS) - self._seconds) * 0.1
+        if self._seconds > QUICK_SECONDS:
+            self._seconds, self._pause = 0.0, SLOW_BATCHES
+
+    def note_batch(self) -> None:
+        """A batch went to the thread."""
+        self._pause = max(0, self._pause - 1)
+
+
+def _is_small(batch: list[_Submission]) -> bool:
+    return len(batch) <= MOST_INLINE and sum(weight_of(each.operation) for each in batch) <= MOST_INLINE_BYTES
 
 
 def _settle(future: asyncio.Future[None]) -> None:
