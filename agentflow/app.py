@@ -21,6 +21,7 @@ from agentflow.flow import (
     Debounce,
     Idempotency,
     Key,
+    ModelRateLimit,
     RateLimit,
     RunFailure,
     Singleton,
@@ -32,6 +33,7 @@ from agentflow.flow import (
 from agentflow.flow_control import FlowControl
 from agentflow.functions import Function, FunctionConfig, Registry, Target, function_types, kebab
 from agentflow.handles import RunHandle
+from agentflow.model_limits import as_model_limits
 from agentflow.models.clients import held_clients
 from agentflow.retry import Retry
 from agentflow.settings import Settings, resolve
@@ -68,14 +70,14 @@ class App:
         *,
         database_url: str | None = None,
         settings: Settings | None = None,
-        model_limits: Sequence[Any] = (),
+        model_limits: Sequence[ModelRateLimit] = (),
     ) -> None:
         if not id or not id.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ConfigurationError(f"App({id!r}): an app's id has letters, digits, '-', '_' and '.'")
-        if model_limits:
-            raise ConfigurationError(
-                f"App({id!r}, model_limits=...): shared model limits are not in this version yet"
-            )
+        try:
+            self._model_limits = as_model_limits(model_limits)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"App({id!r}): {error}") from None
         self.id = id
         self._settings = resolve(settings, database_url=database_url)
         if self._settings.retention is not None:
@@ -318,6 +320,7 @@ class App:
             list_functions=client.list_functions,
             on_ended=client.watchers.note_end,
             concurrency=client.settings.concurrency if concurrency is None else concurrency,
+            model_limits=self._model_limits,
             replay_every_step=replay_every_step,
         )
         return worker

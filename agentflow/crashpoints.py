@@ -30,40 +30,48 @@ CRASH_POINTS: Final[tuple[str, ...]] = (
 )
 
 
-class _Armed:
-    """One point, and how often it may still be passed."""
+class Armed:
+    """One point, and how often it was passed."""
 
     def __init__(self, name: str, n: int, action: Callable[[], None]) -> None:
         self.name = name
-        self._left = n
+        self.passes = 0
+        """How often it was passed while it was armed."""
+        self._n = n
         self._action = action
         self._lock = threading.Lock()  # the writer and the heartbeat pass points in threads of their own
 
     def passed(self) -> None:
         with self._lock:
-            self._left -= 1
-            is_due = self._left == 0
+            self.passes += 1
+            is_due = self.passes == self._n
         if is_due:
             self._action()
 
 
-_armed: _Armed | None = None
+_armed: Armed | None = None
 
 
 def point(name: str) -> None:
     """Mark a place where a crash must do no harm. Costs nothing unless a point is armed."""
-    if _armed is not None and _armed.name == name:
-        _armed.passed()
+    armed = _armed  # read once: another thread may disarm it
+    if armed is not None and armed.name == name:
+        armed.passed()
 
 
-def arm(name: str, n: int, action: Callable[[], None]) -> None:
+def arm(name: str, n: int, action: Callable[[], None]) -> Armed:
     """Have `action` called at the n-th pass of that point, once. Raises `ConfigurationError`."""
     global _armed
     if name not in CRASH_POINTS:
         raise ConfigurationError(f"there is no crash point {name!r}; there are {', '.join(CRASH_POINTS)}")
     if n < 1:
         raise ConfigurationError(f"crash point {name!r}: n is {n}, the first pass is 1")
-    _armed = _Armed(name, n, action)
+    _armed = Armed(name, n, action)
+    return _armed
+
+
+def is_armed() -> bool:
+    return _armed is not None
 
 
 def disarm() -> None:

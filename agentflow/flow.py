@@ -162,7 +162,11 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class ModelRateLimit:
-    """At most so many requests and tokens of one provider in a `period`, shared by every worker."""
+    """At most so many requests and tokens of one provider in a `period`, shared by every worker on the database.
+
+    `provider` is what stands before the colon of "provider:model". A tenth of a limit may be taken at once, the rest
+    of it evenly over the period.
+    """
 
     provider: str
     requests: int | None = None

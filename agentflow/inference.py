@@ -11,12 +11,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from agentflow.codec import Codec, codec_for
 from agentflow.crashpoints import point
 from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, ProviderError
+from agentflow.model_limits import estimate_tokens, model_turn
 from agentflow.models.answers import priced
 from agentflow.models.conversation import check_conversation
 from agentflow.models.ledger import Billing, CallState, state_after
@@ -38,6 +39,7 @@ from agentflow.models.response import (
 )
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
+from agentflow.step_runner import NotYet
 from agentflow.store.protocol import ModelCall
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+R = TypeVar("R")
 DeltaListener: TypeAlias = Callable[[Delta], None]
 
 
@@ -116,6 +119,30 @@ class Inference:
             timeout=timeout,
         )
         return _answer(self._step, asking, question, models)
+
+    @overload
+    def wrap(
+        self, id: str, sdk_call: Callable[..., Awaitable[R]], /, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def wrap(self, id: str, sdk_call: Callable[..., R], /, **kwargs: Any) -> Coroutine[Any, Any, R]: ...
+
+    def wrap(self, id: str, sdk_call: Callable[..., Any], /, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call a method of a provider's own SDK once and for all; give the SDK's own object, rebuilt from its JSON.
+
+        Every keyword argument is the SDK's, `timeout` too: the step is retried and timed by its function's `retries`,
+        `retry` and `step_timeout`. The client may be sync or async; its own retries are turned off. Usage and cost are
+        entered in the ledger. What another SDK or a function of yours returns comes back as plain JSON.
+
+            response = await step.ai.wrap("ask", client.responses.create, model="gpt-5-mini", input=question)
+
+        Raises `ConfigurationError` for a stream or what is no call, `ProviderError` (`RateLimited`, ...) when the
+        provider failed for good, `Unserialisable` for an answer that is no JSON (a file, a sound).
+        """
+        from agentflow.wrapping import wrap_call  # it is made of what is below
+
+        return wrap_call(self._step, id, sdk_call, kwargs)
 
 
 async def _answer(
@@ -232,22 +259,30 @@ class _Asking:
 
     async def ask(self, models: Sequence[Model]) -> ModelMemo:
         """The first answer that one of the models gives; the next one is asked only when nothing was billed."""
-        earlier = await self._earlier_calls()
+        earlier = await self._earlier_calls(models)
         number = max((call.attempt for call in earlier), default=-1) + 1
         lost = [call for call in earlier if call.ended_at is None]
+        failure: ProviderError | None = None
         for position, model in enumerate(models):
             try:
                 return await self._ask_one(model, number + position, lost)
+            except NotYet:
+                if failure is not None and failure.retriable:
+                    raise failure from None  # the first model is asked again before this one may be
+                if self._row is not None:
+                    await self._attempt.write_model_call(self._row)
+                raise
             except ProviderError as error:
                 if position == len(models) - 1 or not _may_ask_another(error):
                     raise
+                failure = error
                 logger.warning("%s: %s; asking %s", self._attempt.key, error, model_ref(models[position + 1]))
             lost = [] if self._row is None else [self._row]
         raise ConfigurationError(f"model call {self._attempt.key!r} names no model")
 
-    async def _earlier_calls(self) -> list[ModelCall]:
-        """This step's rows in the ledger; without a failure or a crash before there are none."""
-        if self._attempt.number == 0 and self._attempt.open_call is None:
+    async def _earlier_calls(self, models: Sequence[Model]) -> list[ModelCall]:
+        """This step's rows in the ledger; without a failure, a crash or a wait between two models there are none."""
+        if self._attempt.number == 0 and self._attempt.open_call is None and len(models) == 1:
             return []
         return await self._attempt.list_own_model_calls()
 
@@ -267,6 +302,18 @@ class _Asking:
             digest=request.digest(),
             agent=self._agent,
         )
+        tokens = estimate_tokens(request)
+        async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
+            answer = await self._ask_in_turn(model, request, row, unended)
+            done = self._done(row, model, answer)
+            if done.input_tokens is not None and done.output_tokens is not None:
+                turn.used = done.input_tokens + done.output_tokens
+        self._end(done)
+        return ModelMemo.of(answer, request, question.keep)
+
+    async def _ask_in_turn(
+        self, model: Model, request: ModelRequest, row: ModelCall, unended: Sequence[ModelCall]
+    ) -> RawAnswer:
         # The new row first: between the two commits a crash must not free the number of a lost one.
         await self._attempt.write_model_call(row)
         for call in unended:
@@ -284,9 +331,7 @@ class _Asking:
                 raise
             raise failure.error from error
         point("after_request")
-        answer = priced(model, answer)
-        self._end(self._done(row, model, answer))
-        return ModelMemo.of(answer, request, question.keep)
+        return priced(model, answer)
 
     async def _exchange(self, model: Model, request: ModelRequest) -> RawAnswer:
         if not (self._stream and model.capabilities.streaming):

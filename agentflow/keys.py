@@ -9,6 +9,8 @@ import re
 
 CANCELLED = "@cancelled "
 """Begins the key under which it is kept that the await of a step was cancelled; no step's key begins so."""
+_SLASH = r"\/"
+_SCOPE = re.compile(r"^.*(?<!\\)(?:\\\\)*@(?:[^/\\]|\\.)*/", re.DOTALL)
 _SUFFIX = re.compile(r"(?<!\\)(?:\\\\)*(?P<suffix>(?::\d+)?(?:@\d+(?:\.\d+)*)?)$")
 
 
@@ -19,6 +21,11 @@ def escape(step_id: str) -> str:
     return step_id
 
 
+def race_scope(key: str, branch: str) -> str:
+    """What every key in a branch of a race begins with; `key` is the race's own. No other key begins so."""
+    return f"{key}@{escape(branch).replace('/', _SLASH)}/"
+
+
 def make_key(name: str, ordinal: int, branch: str) -> str:
     """The key of the call with this ordinal, of an escaped id, in a branch (`""` for the function's own task)."""
     if ordinal:
@@ -27,9 +34,11 @@ def make_key(name: str, ordinal: int, branch: str) -> str:
 
 
 def branch_of(key: str) -> str:
-    """The path of the branch in a key."""
-    found = _SUFFIX.search(key)
-    return found["suffix"].partition("@")[2] if found else ""
+    """Where a key was taken: the path of the task, after the scope of the race branch that the task belongs to."""
+    if "@" not in key:
+        return ""
+    found, scope = _SUFFIX.search(key), _SCOPE.match(key)
+    return (scope[0] if scope else "") + (found["suffix"].partition("@")[2] if found else "")
 
 
 def step_id_of(key: str) -> str:

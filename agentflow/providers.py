@@ -23,6 +23,7 @@ from agentflow.models.protocol import (
     Failure,
     LookupModel,
     Model,
+    SdkUsage,
     StreamEvent,
     Submitted,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "RawAnswer",
     "ReasoningDelta",
     "ReasoningPart",
+    "SdkUsage",
     "StreamEvent",
     "Submitted",
     "TextDelta",

@@ -343,6 +343,23 @@ class Step:
             ),
         )
 
+    def race(
+        self, id: str, /, **branches: Callable[[Step], Awaitable[Any]]
+    ) -> Coroutine[Any, Any, tuple[str, Any]]:
+        """Run the branches beside each other; give the name of the first to succeed, and what it returned.
+
+        A branch is `async def (step)`; the Step it is given is its own. The others are withdrawn: their bodies are
+        cancelled, their waits forgotten, their approvals and the runs they invoked cancelled. A branch that raises
+        ends nothing; when all have, the last error is raised.
+
+            name, value = await step.race("answer", mail=ask_by_mail, phone=ask_by_phone)
+        """
+        # Late: it needs Step itself.
+        from agentflow.race import contenders
+
+        key = self._runner.take_key(self._scope, id)
+        return self._runner.race(key, contenders(self._runner, key, branches))
+
     # ------------------------------------------------------------------------------------------ helpers
 
     def _deadline(self, key: str, duration: Duration) -> Micros:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -50,6 +50,18 @@ class Attempt(Protocol):
         """The ledger's rows of another run and of those it invoked."""
         ...
 
+    async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:
+        """Take a turn at the provider for the step's request of that number; raises `NotYet`. See `model_turn`."""
+        ...
+
+    def settle_model_call(self, provider: str, *, number: int, used: int | None) -> None:
+        """The request is over and used so many tokens; `None`: as many as were taken for it."""
+        ...
+
+    def slow_model_calls(self, provider: str, seconds: float) -> None:
+        """Let no worker begin a limited call of the provider for so long."""
+        ...
+
     async def approved_digest(self, key: str) -> str | None:
         """The digest of what was approved at the step with this key, as the server keeps it."""
         ...
@@ -61,6 +73,15 @@ class Attempt(Protocol):
     async def send_events(self, events: Sequence[Event]) -> list[str]: ...
 
     async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None: ...
+
+
+class NotYet(BaseException):
+    """Takes a body down that may not go on before an instant; it is called again then, as the same attempt."""
+
+    def __init__(self, until: Micros, reason: str) -> None:
+        super().__init__(reason)
+        self.until = until
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -110,6 +131,21 @@ class Wait:
     """The step ends when the wait is registered: a detached invoke."""
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A branch of a race."""
+
+    scope: str
+    """What the keys of its steps begin with."""
+    call: Callable[[], Awaitable[Any]]
+    codec: Codec[Any]
+    """Of what it returns."""
+
+
+Contenders = Mapping[str, Contender]
+"""The branches of a race by their names, in the order in which they start."""
+
+
 class RawId(str):
     """A step id that the framework composed: it is used as it is."""
 
@@ -144,6 +180,8 @@ class StepRunner(Protocol):
     def perform(self, key: str, body: Body) -> Coroutine[Any, Any, Any]: ...
 
     def wait(self, key: str, wait: Wait) -> Coroutine[Any, Any, Any]: ...
+
+    def race(self, key: str, contenders: Contenders) -> Coroutine[Any, Any, tuple[str, Any]]: ...
 
     async def resolve_target(self, target: Target) -> Function[Any, Any] | FunctionRef: ...
 

@@ -9,22 +9,29 @@ from concurrent.futures import Executor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agentflow.clock import to_datetime
 from agentflow.codec import PLAIN
-from agentflow.durations import to_micros
+from agentflow.durations import parse_duration, to_micros
 from agentflow.engine.streams import RunStream
 from agentflow.errors import NoWaiter, SignalConflict
 from agentflow.events import Event
+from agentflow.flow import ModelRateLimit
+from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
     AlreadyBuffered,
+    BeginModelCall,
     Delivered,
     Fenced,
     ModelCall,
     NobodyWaits,
+    NotBefore,
     Operation,
     Outcome,
     SendEvents,
     SendSignal,
     Sent,
+    SettleModelCall,
+    SlowModelCalls,
     WriteModelCall,
 )
 
@@ -77,6 +84,40 @@ class BodyAttempt:
     async def list_model_calls(self, run_id: str) -> list[ModelCall]:
         return [call for _, call in await self._runner.host.store.queries.list_model_calls(run=run_id)]
 
+    async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:
+        host = self._runner.host
+        limit = host.model_limits.get(provider)
+        if limit is None:
+            return
+        answer = await self._commit(
+            BeginModelCall(
+                id=self._call_id(number),
+                provider=provider,
+                requests=limit.requests,
+                tokens=limit.tokens,
+                period=to_micros(limit.period),
+                needs=tokens,
+                spread=host.rng.randrange(1000),
+                now=self._runner.now(),
+            )
+        )
+        if isinstance(answer, NotBefore):
+            until = to_datetime(answer.at).isoformat(timespec="seconds")
+            raise NotYet(
+                answer.at, f"step {self.key!r} waits for {_awaited(limit, answer.because)}; until {until}"
+            )
+
+    def settle_model_call(self, provider: str, *, number: int, used: int | None) -> None:
+        if provider in self._runner.host.model_limits:
+            now = self._runner.now()
+            self._runner.submit(SettleModelCall(self._call_id(number), provider, used, now))
+
+    def slow_model_calls(self, provider: str, seconds: float) -> None:
+        self._runner.submit(SlowModelCalls(provider, self._runner.now() + int(seconds * 1e6)))
+
+    def _call_id(self, number: int) -> str:
+        return f"{self._runner.run_id}:{self.key}:{number}"
+
     async def approved_digest(self, key: str) -> str | None:
         queries, cursor = self._runner.host.store.queries, None
         while True:
@@ -123,6 +164,13 @@ class BodyAttempt:
         if isinstance(answer, Fenced):
             raise self._runner.lost(answer.why)
         return answer
+
+
+def _awaited(limit: ModelRateLimit, because: str) -> str:
+    if because == "paused":
+        return f"{limit.provider}, which has answered that there are too many calls"
+    most = limit.requests if because == "requests" else limit.tokens
+    return f"its turn at {limit.provider}: {most} {because} in {parse_duration(limit.period)} are the limit"
 
 
 def _retrieve(thread: asyncio.Future[Any]) -> None:

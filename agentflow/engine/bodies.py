@@ -14,7 +14,7 @@ from agentflow.engine.verdicts import Drained, Raised
 from agentflow.info import StepInfo, current_body
 from agentflow.retry import RetryPolicy, Stop, retry_policy
 from agentflow.runs import StepKind
-from agentflow.step_runner import Body
+from agentflow.step_runner import Body, NotYet
 from agentflow.store.protocol import (
     CommitStep,
     Exists,
@@ -67,6 +67,10 @@ class Bodies:
             started_at = runner.now()
             try:
                 output, value = await self._run(attempt, body, policy, failures, started_at)
+            except NotYet as wait:
+                if runner.is_over:
+                    raise runner.unwinding() from None
+                await runner.waits.nap(wait.until, reason=wait.reason)
             except (Exception, SystemExit) as error:  # asyncio would end the worker by a SystemExit
                 failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
                 if failed is not None:
@@ -101,8 +105,7 @@ class Bodies:
         """Execute the body once; give its output as JSON, and as it comes back from that."""
         runner = self._runner
         value = await self._call(attempt, body)
-        if runner.is_over:
-            raise runner.unwinding()
+        runner.check_goes_on(attempt.key)
         if policy.tenacity is not None:
             check_result(policy, value, failures, started_at=started_at, now=runner.now())
         output, value = body.codec.round_trip(value, f"step {attempt.key!r}")
@@ -157,8 +160,7 @@ class Bodies:
     ) -> StoredStep | None:
         """Store a failed attempt; give the step's outcome if it was the last one."""
         runner = self._runner
-        if runner.is_over:
-            raise runner.unwinding()
+        runner.check_goes_on(attempt.key)
         if isinstance(error, NEVER_RETRIED):
             runner.decide(Raised(error))
             raise runner.unwinding() from error

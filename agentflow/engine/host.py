@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agentflow.clock import Clock, VirtualClock
 from agentflow.functions import Registry
+from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.store.protocol import FunctionInfo, Micros, Store
@@ -25,6 +26,11 @@ class Timers:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+
+    @property
+    def are_moved_by_hand(self) -> bool:
+        """Whether time passes only when a test says so: nothing may be waited for in memory then."""
+        return isinstance(self._clock, VirtualClock)
 
     def at(self, micros: Micros, callback: Callable[[], None]) -> TimerHandle:
         loop = asyncio.get_running_loop()
@@ -67,5 +73,6 @@ class Host:
     list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]]
     is_draining: Callable[[], bool]
     on_ended: Callable[[End], None]
+    model_limits: ModelLimits = field(default_factory=dict)
     replay_every_step: bool = False
     """Whether a run leaves memory after every new step, and a mismatch fails it."""

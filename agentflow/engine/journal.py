@@ -41,13 +41,25 @@ class Journal:
         """User code has got one of the outcomes that were there at the beginning."""
         self._undelivered -= 1
 
+    def delivered_within(self, scopes: tuple[str, ...]) -> None:
+        """User code will not ask for these any more: they were done in a race that is decided."""
+        self._undelivered -= sum(key.startswith(scopes) for key in self._outcomes)
+
+    def forget_within(self, scopes: tuple[str, ...]) -> None:
+        """Forget what the branches of a decided race have begun and not ended."""
+        for begun in (self.waits, self.attempts):
+            for key in [key for key in begun if key.startswith(scopes)]:
+                del begun[key]
+
     @property
     def is_replaying(self) -> bool:
         return self._undelivered > 0
 
-    def begin_step(self, key: str) -> None:
-        """A step that has no outcome starts: from here on the run does something new. Raises `LimitExceeded`."""
-        self._undelivered = 0
+    def begin_step(self, key: str, *, is_new: bool = True) -> None:
+        """A step that has no outcome starts: from here on the run does something new, unless that is left to the steps
+        in it. Raises `LimitExceeded`."""
+        if is_new:
+            self._undelivered = 0
         if key in self._begun:
             return
         if len(self._begun) >= self._settings.max_steps:

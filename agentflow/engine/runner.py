@@ -20,6 +20,7 @@ from agentflow.engine.host import Host
 from agentflow.engine.journal import Journal
 from agentflow.engine.order import CallOrder
 from agentflow.engine.outcomes import is_timeout, outside_value, stored_error
+from agentflow.engine.races import Races, winner_of
 from agentflow.engine.settle import Settling
 from agentflow.engine.streams import RunStream
 from agentflow.engine.tasks import Branch, current_branch, start_task
@@ -41,13 +42,15 @@ from agentflow.functions import Function, FunctionRef, RegisteredRef, Target
 from agentflow.ids import validate_id
 from agentflow.info import current_body
 from agentflow.keys import CANCELLED, branch_of, escape, make_key
+from agentflow.runs import StepKind
 from agentflow.starts import all_events, new_event, trigger_event
 from agentflow.step import Step
-from agentflow.step_runner import Body, RawId, TakenKey, Wait
+from agentflow.step_runner import Body, Contenders, RawId, TakenKey, Wait
 from agentflow.store.poison import POISONED
 from agentflow.store.protocol import (
     CancelRun,
     ClaimedRun,
+    CommitRace,
     CommitStep,
     Done,
     Fenced,
@@ -84,17 +87,18 @@ class Runner:
         """Whether it has got further here than where it was taken up."""
         self._loop = asyncio.get_running_loop()
         self._verdict: Future[Verdict] = self._loop.create_future()
-        self._branches: dict[Branch, None] = {}
+        self.branches: dict[Branch, None] = {}
         self._uncommitted = 0
         self.journal = Journal(claimed, host.settings)
         self._order = CallOrder(claimed.steps, claimed.attempts) if host.settings.strict_replay else None
         self.stream = RunStream(host.store, claimed.key, self.journal.take_seq)
         self.bodies = Bodies(self)
         self.waits = RunWaits(self, mail=claimed.mail)
+        self.races = Races(self)
         self.time_limit = TimeLimit(function.config.timeouts, claimed, host, on_over=self.decide)
         self.settling = Settling(
             self._loop,
-            self._branches,
+            self.branches,
             waiting=(self.waits.outstanding, self.waits.naps, self.bodies.held_back),
             is_idle=self._is_idle,
             on_quiescent=self._rest,
@@ -116,9 +120,9 @@ class Runner:
         self.settling.close()
         self.waits.close()
         self.stream.flush() if isinstance(verdict, Returned | Raised) else self.stream.close()
-        if self._branches:
+        if self.branches:
             await unwind(
-                self._branches,
+                self.branches,
                 self.settling.futures,
                 reason=self.unwinding,
                 cancel_bodies=self.bodies.cancel,
@@ -249,10 +253,10 @@ class Runner:
     # --------------------------------------------------------------------------------------- its tasks
 
     def add_branch(self, branch: Branch) -> None:
-        self._branches[branch] = None
+        self.branches[branch] = None
 
     def drop_branch(self, branch: Branch) -> None:
-        self._branches.pop(branch, None)
+        self.branches.pop(branch, None)
         task = branch.task
         if self.is_over:
             if task is not None and not task.cancelled():
@@ -270,14 +274,16 @@ class Runner:
         if type(step_id) is TakenKey:
             return str(step_id)
         own = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
-        name = scope + own
+        name = branch.within(scope) + own
         key = make_key(name, branch.next_ordinal(name), branch.path)
+        self.races.check(key)
         if self._order is not None:
-            self._order.called(key, branch.path)
+            self._order.called(key, branch.scope + branch.path)
         return key
 
     def take_ordinal(self, scope: str, name: str) -> int:
-        return self._branch(name).next_ordinal(f"{scope}{name}#")
+        branch = self._branch(name)
+        return branch.next_ordinal(f"{branch.within(scope)}{name}#")
 
     def _branch(self, step_id: str) -> Branch:
         body = current_body.get()
@@ -332,11 +338,31 @@ class Runner:
             return outside_value(known, wait.decode)
         return self._open(known, wait.decode)
 
+    async def race(self, key: str, contenders: Contenders) -> tuple[str, Any]:
+        known = self._look_up(key)
+        try:
+            if known is None:
+                known = await self.races.decide(key, contenders)
+                self._re_enter()
+            else:
+                await self._replay(known, StepKind.RACE)
+                self.journal.delivered_within(tuple(each.scope for each in contenders.values()))
+        except asyncio.CancelledError:
+            self._mark_cancelled(key)
+            raise
+        winner: tuple[str, Any] = self._open(known, lambda text: winner_of(text, contenders))
+        return winner
+
+    def check_goes_on(self, key: str) -> None:
+        """Raise what ends a step's code where nothing may come of it any more."""
+        if self.is_over:
+            raise self.unwinding()
+        self.races.check(key)
+
     def _look_up(self, key: str) -> StoredStep | None:
         """What is known of a step that is awaited now."""
         # It may have been called before the run's end.
-        if self.is_over:
-            raise self.unwinding()
+        self.check_goes_on(key)
         known = self.journal.find(key)
         if self._order is not None:
             self._compare_order(self._order, key, None if known is None else known.seq)
@@ -344,9 +370,9 @@ class Runner:
 
     def _compare_order(self, order: CallOrder, key: str, seq: int | None) -> None:
         branch = current_branch()
-        if branch is None or branch.path != branch_of(key):
+        if branch is None or branch.scope + branch.path != branch_of(key):
             return  # another task's call: when it was made is not known
-        missing = order.missing_before(seq, branch.path)
+        missing = order.missing_before(seq, branch.scope + branch.path)
         if missing is not None:
             raise self.mismatch(
                 f"the code awaits step {key!r} and has not called step {missing!r}, which was called before it when "
@@ -354,7 +380,7 @@ class Runner:
             )
 
     def _mark_cancelled(self, key: str) -> None:
-        if self.is_over:
+        if self.is_over or self.races.has_withdrawn(key):
             return
         now = self.now()
         mark = StoredAttempt(f"{CANCELLED}{key}", 1, "{}", now, now)
@@ -371,10 +397,10 @@ class Runner:
         await self.settling.turn(known.seq or 0)
         self.journal.delivered()
 
-    def begin_step(self, key: str) -> None:
+    def begin_step(self, key: str, *, is_new: bool = True) -> None:
         """A step that has no outcome starts; over the limit the run fails."""
         try:
-            self.journal.begin_step(key)
+            self.journal.begin_step(key, is_new=is_new)
         except LimitExceeded as error:
             self.decide(Raised(error))
             raise self.unwinding() from error
@@ -436,6 +462,7 @@ class Runner:
 
     async def commit(self, operation: Operation) -> Outcome:
         """Write for this run; notice when it was lost or cancelled. What comes back is durable."""
+        self.races.check_operation(operation)
         self._uncommitted += 1
         try:
             answer: Outcome = await self.host.store.submit(operation)
@@ -448,7 +475,7 @@ class Runner:
             self.settling.poke()
         if isinstance(answer, Fenced):
             raise self.lost(answer.why)
-        if isinstance(operation, CommitStep | ResolveWait) and isinstance(answer, Done):
+        if isinstance(operation, CommitStep | ResolveWait | CommitRace) and isinstance(answer, Done):
             self.has_committed_step = True
         if self.is_over:
             raise self.unwinding()

@@ -29,20 +29,29 @@ class TaskOwner(Protocol):
 
 
 class Branch:
-    """A task of a run. `path` is `""` for the function's own task, then `"0"`, `"1.2"`."""
+    """A task of a run. `path` is `""` for the function's own task, then `"0"`, `"1.2"`.
 
-    __slots__ = ("children", "counts", "owner", "path", "task")
+    A branch of a race begins anew: its own path is `""`, and the keys in it and its tasks begin with its `scope`.
+    """
 
-    def __init__(self, owner: TaskOwner, path: str = "") -> None:
+    __slots__ = ("children", "counts", "owner", "path", "scope", "task")
+
+    def __init__(self, owner: TaskOwner, path: str = "", *, scope: str = "") -> None:
         self.owner = owner
         self.path = path
+        self.scope = scope
         self.children = 0
         self.counts: dict[str, int] = {}
         self.task: Task[Any] | None = None
 
     def next_child(self) -> Branch:
         ordinal, self.children = self.children, self.children + 1
-        return Branch(self.owner, f"{self.path}.{ordinal}" if self.path else str(ordinal))
+        path = f"{self.path}.{ordinal}" if self.path else str(ordinal)
+        return Branch(self.owner, path, scope=self.scope)
+
+    def within(self, scope: str) -> str:
+        """The scope of a Step as it counts here: also that of a Step from outside of the race."""
+        return scope if scope.startswith(self.scope) else self.scope + scope
 
     def next_ordinal(self, name: str) -> int:
         ordinal = self.counts.get(name, 0)

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from agentflow.engine.runner import Runner
 
 
+SHORT_WAIT = 1_000_000
+"""Microseconds for which a run that may not call a model yet stays in memory."""
+
+
 @dataclass(slots=True)
 class _Outstanding:
     """A wait that user code is blocked on: who gets its outcome, and when it is due."""
@@ -58,6 +62,8 @@ class RunWaits:
         self._loop = asyncio.get_running_loop()
         self.outstanding: dict[str, _Outstanding] = {}
         self.naps: dict[Future[None], Micros] = {}
+        self._reasons: dict[Future[None], str] = {}
+        """Why some of the naps are taken: the others are retries."""
         self._timer: TimerHandle | None = None
         self.mail = mail
         """The run's mail as far as it was read."""
@@ -88,10 +94,13 @@ class RunWaits:
             deadline = registered.deadline
         return await self._outcome_of(key, deadline, is_timer=wait.kind is StepKind.SLEEP)
 
-    async def nap(self, until: Micros) -> None:
-        """Wait for the next attempt of a step; the database has its time already."""
+    async def nap(self, until: Micros, *, reason: str | None = None) -> None:
+        """Wait to call a body again: for its next attempt, whose time the database has already, or for the `reason`
+        that it may not begin yet, which is asked about again when the run is taken up."""
         future: Future[None] = self._loop.create_future()
         self.naps[future] = until
+        if reason is not None:
+            self._reasons[future] = reason
         self._runner.settling.poke()
         try:
             await self._runner.settling.block(future)
@@ -101,6 +110,7 @@ class RunWaits:
             raise
         finally:
             self.naps.pop(future, None)
+            self._reasons.pop(future, None)
 
     # ------------------------------------------------------------------------------------- registering
 
@@ -200,6 +210,8 @@ class RunWaits:
     def _withdraw(self, key: str) -> None:
         """Nothing is memoized: replay makes the call again. The withdrawal goes before anything that follows."""
         self._runner.journal.waits.pop(key, None)
+        if self._runner.races.has_withdrawn(key):
+            return  # by the transaction that decides the race
         self._runner.submit(WithdrawWait(self._runner.run_key, key, self._runner.now()))
 
     # ---------------------------------------------------------------------------- suspending and waking
@@ -209,12 +221,15 @@ class RunWaits:
         runner = self._runner
         if runner.is_over:
             return
+        if self._is_over_soon():
+            self.watch_deadlines()
+            return
         only_timers = all(wait.is_timer for wait in self.outstanding.values())
         status = Status.SLEEPING if only_timers else Status.WAITING
         ready_at = min(self._earliest(), runner.time_limit.deadline)
         point("before_suspend")
         submitted = runner.submit(
-            Suspend(runner.run_key, self.mail, status, ready_at, slots=runner.claimed.slots)
+            Suspend(runner.run_key, self.mail, status, ready_at, self._reason(), runner.claimed.slots)
         )
         submitted.add_done_callback(lambda future: self._suspended(future, ready_at))
 
@@ -264,6 +279,18 @@ class RunWaits:
         """The run stays in memory although it waits: its deadlines have to be watched here."""
         self.close()
         self._timer = self._runner.host.timers.at(self._earliest(), self.look_into_mail)
+
+    def _is_over_soon(self) -> bool:
+        """Whether a body may begin in a moment: leaving memory for that costs more than it frees."""
+        host = self._runner.host
+        if not self._reasons or host.is_draining() or host.timers.are_moved_by_hand:
+            return False
+        return min(self.naps[nap] for nap in self._reasons) <= self._runner.now() + SHORT_WAIT
+
+    def _reason(self) -> str | None:
+        """Why the body that is called again first does not begin yet."""
+        first = min(self._reasons, key=self.naps.__getitem__, default=None)
+        return None if first is None else self._reasons[first]
 
     def _earliest(self) -> Micros:
         return min([*(wait.deadline for wait in self.outstanding.values()), *self.naps.values()])

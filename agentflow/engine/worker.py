@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agentflow.clock import Clock
+from agentflow.crashpoints import point
 from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
 from agentflow.engine.lanes import Lanes
@@ -24,6 +25,7 @@ from agentflow.engine.wakeups import Wakeups
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
 from agentflow.ids import new_id
+from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.starts import plan_admission
@@ -55,6 +57,7 @@ class Worker:
         concurrency: int,
         on_ended: Callable[[End], None],
         version: str = "",
+        model_limits: ModelLimits | None = None,
         replay_every_step: bool = False,
     ) -> None:
         if concurrency < 1:
@@ -79,6 +82,7 @@ class Worker:
         self._unsubscribe: Callable[[], None] | None = None
         self._is_draining = False
         self._is_started = False
+        self._is_dead = False
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
         self._identity = ("", 0)
@@ -97,6 +101,7 @@ class Worker:
             list_functions=list_functions,
             is_draining=lambda: self._is_draining,
             on_ended=on_ended,
+            model_limits=model_limits or {},
             replay_every_step=replay_every_step,
         )
         gates = registry.gates()
@@ -183,12 +188,21 @@ class Worker:
         finally:
             await self._end()  # whatever happened: a heartbeat that goes on keeps others from the runs
 
-    async def crash(self) -> None:
-        """Stop as a killed process does, as far as the database can see: nothing is written any more (for tests)."""
-        self._is_draining = True
-        await self._end_loops()
+    def die(self) -> None:
+        """Be dead from this instant on: no body begins and nothing is written. From any thread (for tests)."""
+        self._is_dead = self._is_draining = True
+        self._store.disown_worker(self.id)
+
+    def drop_runs(self) -> None:
+        """What a crash does to the runs in memory; nothing of them is written."""
         for runner, _ in self._runners.values():
             runner.lose("the worker crashed")
+
+    async def crash(self) -> None:
+        """Stop as a killed process does, as far as the database can see: nothing is written any more (for tests)."""
+        self._is_dead = self._is_draining = True
+        await self._end_loops()
+        self.drop_runs()
         await self._store.abandon_worker(self.id)
         await self._wait_for_runners(HAND_OVER_SECONDS)
         await self._end()
@@ -200,6 +214,8 @@ class Worker:
             worker_id, lease_seconds=self._settings.lease_seconds, version=self._version
         )
         self._identity = (worker_id, epoch)
+        if self._is_dead:
+            self._store.disown_worker(worker_id)
         self._heartbeat = HeartbeatThread(
             self._store,
             worker_id,
@@ -213,6 +229,8 @@ class Worker:
 
     def _lost_lease(self) -> None:
         """Fenced: drop everything, and begin again as somebody else."""
+        if self._is_dead:
+            return
         logger.warning("worker %s has lost its lease; it goes on under a new id", self.id)
         for runner, _ in self._runners.values():
             runner.lose("the worker has lost its lease")
@@ -275,6 +293,10 @@ class Worker:
     def begun(self) -> int:
         """How many runs have begun or gone on here so far."""
         return self._begun
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether that run is in memory here."""
+        return run_id in self._runners
 
     async def changed(self) -> None:
         """Wait until a run has left memory."""
@@ -396,6 +418,7 @@ class Worker:
         )
         self._runners[run_id] = (runner, task)
         self._begun += 1
+        point("after_start")
 
     async def _execute(self, runner: Runner) -> None:
         verdict: Verdict | None = None

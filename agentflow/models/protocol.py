@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from agentflow.errors import Billed, ProviderError
-from agentflow.models.response import Delta, ModelRequest, ModelResponse, RawAnswer
+from agentflow.models.response import Delta, ModelRequest, ModelResponse, RawAnswer, Usage
 
 StreamEvent: TypeAlias = Delta | RawAnswer
 
@@ -122,6 +122,15 @@ class LookupModel(Model, Protocol):
 
     async def find(self, metadata: Mapping[str, str]) -> RawAnswer | None:
         """The answer that was stored with exactly this metadata, or None (it may still come)."""
+        ...
+
+
+@runtime_checkable
+class SdkUsage(Protocol):
+    """A provider that finds the usage in whatever its SDK answers: what `step.ai.wrap` enters in the ledger."""
+
+    def usage_of(self, answer: Mapping[str, Any]) -> Usage:
+        """The usage in an answer's JSON, nothing where it has none. Pure."""
         ...
 
 

@@ -49,6 +49,20 @@ def known_providers() -> list[str]:
     return sorted({*_registered, *_entry_points()})
 
 
+def own_model(ref: str) -> Model:
+    """The provider's own model by that name, whatever stands in for models just now: to read answers and errors."""
+    return _find(ref)
+
+
+def check_not_blocked(ref: str) -> None:
+    """Raise `ConfigurationError` while `block_models()` is in force; for a call that an SDK's own client makes."""
+    if _blocked:
+        raise ConfigurationError(
+            f"block_models() is in force and {ref} was about to be asked by its SDK: in a test that is to make this "
+            "call leave block_models() out and let the client come to agentflow.testing.fake_provider()"
+        )
+
+
 @contextmanager
 def substitute_model(model: ModelLike) -> Iterator[Model]:
     """While this is open, every model of this process is that one."""

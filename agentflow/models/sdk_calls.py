@@ -1,98 +1,163 @@
-"""Any call of an official SDK as a memo: made without the SDK's retries, and given back as the SDK's own
-object.
+"""A call of an official SDK, made once: without the SDK's retries, without a stream, its failures as ours.
 
-What is stored is the answer's JSON and the name of its class; OpenAI's and Anthropic's clients both build
-their typed objects from that. What another SDK returns is stored as plain JSON, and is plain JSON on
-replay.
+A call is a method of a client's, as `client.responses.create`, sync or async. Any other function passes too, as the
+call of an SDK that nobody here knows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import Any, Literal, Protocol, runtime_checkable
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from pydantic import BaseModel
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import BaseModel, ValidationError
 
-from agentflow.errors import ConfigurationError, Unserialisable
+from agentflow.errors import ConfigurationError, ProviderError
 from agentflow.models.failures import exception_failure
 from agentflow.models.protocol import Failure
-from agentflow.models.registry import known_providers, resolve_model
+from agentflow.models.registry import known_providers, own_model
 
 SdkCall = Callable[..., Any]
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+# They say how a request travels, not what is asked.
+_NOT_ASKED = ("timeout", "extra_headers", "idempotency_key")
+# What SDKs give for an argument that is left out.
+_LEFT_OUT = ("NotGiven", "Omit")
+_OF_THE_PROGRAM = (TypeError, ValueError, LookupError, AttributeError, Warning)
 
 
-@runtime_checkable
-class SdkObject(Protocol):
-    """What both SDKs' own models can do, besides being pydantic's."""
+def check_sdk_call(call: object, arguments: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for what cannot be made a step; nothing is asked by this."""
+    if not callable(call) or isinstance(call, type):
+        raise ConfigurationError(
+            f"{call!r} is no call of a client: give the method itself, as client.responses.create"
+        )
+    extra_body = arguments.get("extra_body")
+    is_streamed = arguments.get("stream") or (isinstance(extra_body, Mapping) and extra_body.get("stream"))
+    if is_streamed or (_client_of(call) is not None and getattr(call, "__name__", "") == "stream"):
+        raise ConfigurationError(
+            f"{call_name(call)} as a stream gives no answer that can be stored: wrap the call that gives the whole "
+            "answer, or use step.ai.infer(stream=True)"
+        )
+    if _client_of(call) is None and _client_of(inspect.unwrap(call)) is not None:
+        raise ConfigurationError(
+            f"{call_name(call)} is wrapped (with_raw_response, with_streaming_response, a decorator), so neither can "
+            "its answer be stored nor the SDK's retries be turned off: give the client's own method"
+        )
+    try:
+        inspect.signature(call).bind(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(f"{call_name(call)} cannot be called so: {error}") from error
+    except ValueError:
+        pass  # a callable that does not tell its parameters
 
-    def to_dict(self, *, mode: Literal["json"], warnings: bool) -> dict[str, object]: ...
 
-    @classmethod
-    def construct(cls, **values: Any) -> Any: ...
+def provider_of(call: SdkCall) -> str:
+    """The SDK's package, by which its provider is known: "openai", "anthropic"."""
+    function = call.func if isinstance(call, functools.partial) else call
+    owner = getattr(function, "__self__", None)
+    owner = function if owner is None or inspect.ismodule(owner) else type(owner)
+    module = getattr(owner, "__module__", None) or type(function).__module__
+    return str(module).partition(".")[0]
+
+
+def call_name(call: object) -> str:
+    """What the call goes by in messages: `AsyncResponses.create`."""
+    if isinstance(call, functools.partial):
+        return call_name(call.func)
+    return str(getattr(call, "__qualname__", None) or type(call).__qualname__)
 
 
 def without_sdk_retries(call: SdkCall) -> SdkCall:
     """The same method of a client that never repeats a request; an unknown SDK's is given back as it is."""
-    resource: Any = getattr(call, "__self__", None)
-    with_options = getattr(getattr(resource, "_client", None), "with_options", None)
-    if with_options is None:
+    if isinstance(call, functools.partial):
+        return functools.partial(without_sdk_retries(call.func), *call.args, **call.keywords)
+    client = _client_of(call)
+    if client is None:
         return call
-    made: SdkCall = getattr(type(resource)(with_options(max_retries=0)), call.__name__)
+    owner: Any = call.__self__  # type: ignore[attr-defined]
+    quiet = client.with_options(max_retries=0)
+    made: SdkCall = getattr(quiet if owner is client else type(owner)(quiet), call.__name__)
     return made
 
 
-async def call_sdk(call: SdkCall, arguments: Mapping[str, Any]) -> Any:
-    """What the call returns, asked for once."""
-    if arguments.get("stream") is True:
+async def call_sdk(
+    call: SdkCall, arguments: Mapping[str, Any], *, in_thread: InThread = asyncio.to_thread
+) -> Any:
+    """What the call returns, asked for once. A client that is not async is called in a thread."""
+    check_sdk_call(call, arguments)
+    made = functools.partial(without_sdk_retries(call), **arguments)
+    function = made.func
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        return await made()
+    answer = await in_thread(made)
+    if inspect.isawaitable(answer):
+        return await answer
+    if not isinstance(answer, BaseModel) and (hasattr(answer, "__enter__") or hasattr(answer, "__aenter__")):
         raise ConfigurationError(
-            f"{_name(call)}(stream=True) gives no answer that can be stored: leave stream out, or use step.ai.infer"
+            f"{call_name(call)} gave a {type(answer).__name__} to be read piece by piece, which cannot be stored"
         )
-    # In a thread, for the clients that are not async; an async one only makes its coroutine there.
-    answer = await asyncio.to_thread(without_sdk_retries(call), **arguments)
-    return await answer if inspect.isawaitable(answer) else answer
+    return answer
 
 
-def encode_sdk_answer(answer: object) -> dict[str, Any]:
-    """The JSON to store; raises `Unserialisable`."""
-    if isinstance(answer, SdkObject) and isinstance(answer, BaseModel):
-        kind = type(answer).__pydantic_generic_metadata__["origin"] or type(answer)
-        data = answer.to_dict(mode="json", warnings=False)
-        return {"type": f"{kind.__module__}:{kind.__qualname__}", "data": data}
-    try:
-        return {"data": to_jsonable_python(answer)}
-    except PydanticSerializationError as error:
-        raise Unserialisable(f"an answer of type {type(answer).__name__} is no JSON: {error}") from error
+def classify_sdk_error(error: BaseException, *, provider: str, model: str) -> Failure:
+    """What an exception of a wrapped call means for the bill: the provider of its SDK knows."""
+    if _is_of_the_program(error):
+        told = f"{provider}:{model}: the call raised {type(error).__name__}: {error}; asking again would not mend it"
+        # Before the request or while its answer was read: nobody can say.
+        return Failure(ProviderError(told, provider=provider, model=model, billed="possible"))
+    if provider in known_providers():
+        return own_model(f"{provider}:{model}").classify(error)
+    return exception_failure(error, provider=provider, model=model)
 
 
-def decode_sdk_answer(memo: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-    """The SDK's object again. `arguments` are the call's: a type to parse into is only known from them."""
-    if "type" not in memo:
-        return memo["data"]
-    module, _, name = memo["type"].partition(":")
-    kind: Any = import_module(module)
-    for part in name.split("."):
-        kind = getattr(kind, part)
-    parsed_into = [
-        value for value in arguments.values() if isinstance(value, type) and issubclass(value, BaseModel)
-    ]
-    if parsed_into and kind.__pydantic_generic_metadata__["parameters"]:
-        kind = kind[parsed_into[0]]
-    return kind.construct(**memo["data"])
+def describe_arguments(call: SdkCall, arguments: Mapping[str, Any]) -> str:
+    """The call as canonical JSON text, the same in every process: what its digest is made of."""
+    asked = {name: value for name, value in arguments.items() if name not in _NOT_ASKED}
+    return json.dumps([call_name(call), _plain(asked)], sort_keys=True)
 
 
-def classify_sdk_error(error: BaseException) -> Failure:
-    """What an exception of a wrapped call means for the bill, by the provider of the same name as its
-    package.
-    """
-    package = type(error).__module__.partition(".")[0]
-    if package in known_providers():
-        return resolve_model(f"{package}:wrapped").classify(error)
-    return exception_failure(error, provider=package, model="wrapped")
+def _client_of(call: object) -> Any:
+    """The SDK's client whose method this is, `None` where there is none."""
+    owner = getattr(call, "__self__", None)
+    for client in (owner, getattr(owner, "_client", None)):
+        if not isinstance(client, type) and callable(getattr(client, "with_options", None)):
+            return client
+    return None
 
 
-def _name(call: SdkCall) -> str:
-    return getattr(call, "__qualname__", repr(call))
+def _is_of_the_program(error: BaseException) -> bool:
+    """An argument that cannot be sent, or an answer that does not fit the type it was to be parsed into."""
+    if isinstance(error, ValidationError | json.JSONDecodeError):
+        return True
+    return type(error).__module__ == "builtins" and isinstance(error, _OF_THE_PROGRAM)
+
+
+def _plain(value: object) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case bytes() | bytearray():
+            return hashlib.sha256(value).hexdigest()
+        case type():
+            return f"{value.__module__}:{value.__qualname__}"
+        case BaseModel():
+            return _plain(value.model_dump(mode="python", warnings=False))
+        case Mapping():
+            return {
+                str(name): _plain(item)
+                for name, item in value.items()
+                if type(item).__name__ not in _LEFT_OUT
+            }
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            # A file, an iterator, a client's own helper: looking inside could use it up.
+            return f"{type(value).__module__}:{type(value).__qualname__}"

@@ -10,6 +10,8 @@ from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
+from agentflow.store.operations_model_limits import begin_model_call, settle_model_call, slow_model_calls
+from agentflow.store.operations_races import commit_race
 from agentflow.store.operations_runs import (
     cancel_run,
     finish,
@@ -54,6 +56,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.StartRun: start_run,
     p.Rerun: rerun,
     p.CommitStep: commit_step,
+    p.CommitRace: commit_race,
     p.RegisterWait: register_wait,
     p.ResolveWait: resolve_wait,
     p.WithdrawWait: withdraw_wait,
@@ -74,6 +77,9 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.ListSchedules: list_schedules,
     p.TickSchedule: tick_schedule,
     p.PlanRun: plan_run,
+    p.BeginModelCall: begin_model_call,
+    p.SettleModelCall: settle_model_call,
+    p.SlowModelCalls: slow_model_calls,
     Claim: claim,
     ListMail: list_mail,
     ListWorkers: list_workers,
@@ -90,6 +96,9 @@ _ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
 _NEVER_STRICT = (
     p.AppendStream,
     p.ListSchedules,
+    p.BeginModelCall,
+    p.SettleModelCall,
+    p.SlowModelCalls,
     Claim,
     ListMail,
     ListWorkers,
@@ -159,7 +168,7 @@ def flow_keys_of(operation: Any) -> list[str]:
 
 def weight_of(operation: Any) -> int:
     """Roughly how many bytes an operation brings; what is small anyway counts nothing."""
-    if isinstance(operation, p.CommitStep | p.ResolveWait):
+    if isinstance(operation, p.CommitStep | p.CommitRace | p.ResolveWait):
         return len(operation.step.output or "")
     if isinstance(operation, p.StartRun | p.Rerun):
         return len(operation.run.input)

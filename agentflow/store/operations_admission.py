@@ -25,6 +25,8 @@ class Fresh(NamedTuple):
     run: NewRun
     cancels: tuple[str, ...] = ()
     reason: str | None = None
+    lane: str | None = None
+    """Where it stands at once: behind others, or among those that a gate holds back already."""
 
 
 class Joined(NamedTuple):
@@ -72,14 +74,32 @@ def admit(tx: Transaction, run: NewRun, now: int) -> Work[Verdict]:
             yield flow_sql.WRITE_HOLDER, _holder(rule.key, run.id, now)
             run = run._replace(ready_at=run.ready_at + rule.wait)
             reason = _collect_reason(rule)
-    elif admission.lags:
-        reason = "priority: behind others"
-    return Fresh(run, () if held_by is None else (held_by,), reason)
+    lane = None
+    if reason is None:
+        lane = yield from _lane_of(run, now)
+        reason = None if lane is None else reason_of(lane)
+    return Fresh(run, () if held_by is None else (held_by,), reason, lane)
 
 
-def lane_of_laggards(run: NewRun) -> str | None:
-    """Where a run of negative priority stands until its time comes."""
-    return f"{LAG}{run.app}/{run.function}" if run.admission is not None and run.admission.lags else None
+def reason_of(lane: str) -> str:
+    """What a run in this lane waits for."""
+    kind, _, key = lane.partition(":")
+    if lane.startswith(LAG):
+        return "priority: goes behind others"
+    return f"{'concurrency' if kind == 'slot' else kind}: waits for its turn under {key}"
+
+
+def _lane_of(run: NewRun, now: int) -> Work[str | None]:
+    """The lane that a run joins when it is stored, so that claims need not look at it."""
+    assert run.admission is not None
+    if run.admission.lags:
+        return f"{LAG}{run.app}/{run.function}"
+    if run.ready_at > now:
+        return None
+    for key in run.admission.gates.names():
+        if (yield flow_sql.IS_LANE, {"lane": key}):
+            return key
+    return None
 
 
 def _take_idempotency(run: NewRun, value: str, now: int) -> Work[str | None]:

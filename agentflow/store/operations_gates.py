@@ -15,14 +15,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from agentflow.store import statements_flow as flow_sql
-from agentflow.store.operations_admission import LAG
+from agentflow.store.operations_admission import LAG, reason_of
 from agentflow.store.protocol import NO_GATES, UNPLANNED, GateLimits, Gates, HintKind
 from agentflow.store.transaction import Transaction, Work, lock_keys
 
-AHEAD_MICROS = 100_000
+AHEAD_MICROS = 500_000
 """Runs that may begin within this time are given their times together."""
-MOST_AHEAD = 50
+MOST_AHEAD = 200
 MOST_LET_THROUGH = 100
+CATCH_UP = 25
+"""A throttle that is behind gains one run in so many."""
+LONGEST_STALL_MICROS = 10_000_000
+"""What is longer was no stall: nobody worked, and nothing is made good."""
 
 
 class Candidate(NamedTuple):
@@ -52,7 +56,7 @@ def pass_gates(
     now: int,
 ) -> Work[frozenset[str]]:
     """Let as many of the runs pass as there is room for, in their order; the others stand in a lane."""
-    yield from lock_keys(tx, (key for each in candidates for key in _keys(each.gates)))
+    yield from lock_keys(tx, (key for each in candidates for key in each.gates.names()))
     visit = _Visit(limits, now)
     yield from visit.read_slots([key for each in candidates for key in each.gates.slots])
     passed: list[str] = []
@@ -66,8 +70,7 @@ def pass_gates(
         else:
             visit.block(candidate, lane)
     for lane, run_ids in visit.blocked.items():
-        why = _why(lane)
-        yield flow_sql.BLOCK_RUNS, {"lane": lane, "why": why, "ids": run_ids, "by": worker_id}
+        yield flow_sql.BLOCK_RUNS, {"lane": lane, "why": reason_of(lane), "ids": run_ids, "by": worker_id}
     yield from visit.write_throttles(tx)
     for key in visit.left_open():
         yield from let_through(tx, key)
@@ -91,7 +94,7 @@ def leave_lanes(tx: Transaction, run_id: str, now: int) -> Work[None]:
         return
     stored, _, started_at, _, _ = rows[0]
     gates = Gates.from_json(stored)
-    yield from lock_keys(tx, _keys(gates))
+    yield from lock_keys(tx, gates.names())
     for key in gates.slots:
         yield from let_through(tx, key)
     if gates.throttle is not None and started_at is None:
@@ -205,8 +208,8 @@ class _Visit:
     def throttle(self, key: str, limits: GateLimits) -> Work[_Throttle]:
         if key not in self._throttles:
             rows = yield flow_sql.READ_BUCKET, {"key": key}
-            tat, scheduled = rows[0] if rows else (0, None)
-            self._throttles[key] = _Throttle(key, limits, self._now, tat, scheduled)
+            tat, behind, scheduled = rows[0] if rows else (0, 0, None)
+            self._throttles[key] = _Throttle(key, limits, self._now, tat, behind, scheduled)
         return self._throttles[key]
 
     def take_slots(self, candidate: Candidate) -> Work[None]:
@@ -237,27 +240,35 @@ class _Visit:
 class _Throttle:
     """A throttle's row, under its lock."""
 
-    def __init__(self, key: str, limits: GateLimits, now: int, tat: int, scheduled: str | None) -> None:
+    def __init__(
+        self, key: str, limits: GateLimits, now: int, tat: int, behind: int, scheduled: str | None
+    ) -> None:
         self._key = key
         self._limits = limits
         self._now = now
         self._tat = tat
+        self._behind = behind
         self.scheduled = scheduled
         """The last run that was given a time."""
         self.was_taken = False
         self.needs_more = False
 
-    @property
-    def _next_at(self) -> int:
-        return self._tat - (self._limits.burst - 1) * self._limits.interval
-
     def take(self, run_id: str) -> bool:
         """Begin a run, if the time has come."""
-        if self._next_at > self._now:
+        next_at = self._next_at(self._tat)
+        if next_at > self._now:
             return False
-        # A begin that came a little late does not move the others; after a rest they count from now.
-        is_late = self._tat >= self._now - self._limits.slack
-        self._tat = (self._tat if is_late else self._now) + self._limits.interval
+        if self.scheduled is None:
+            self._behind = 0
+            self._tat = max(self._tat, self._now)
+        else:
+            # Others wait: that this one comes late is our fault. A little does not move the rest; what is more is
+            # made good by and by, a little faster than the rate.
+            late = self._now - next_at - self._limits.slack
+            if late > 0:
+                self._tat += late
+                self._behind += late if late < LONGEST_STALL_MICROS else 0
+        self._step()
         self.was_taken = True
         if self.scheduled in (None, run_id):
             self.needs_more = True
@@ -265,36 +276,46 @@ class _Throttle:
 
     def schedule(self, tx: Transaction) -> Work[int]:
         """Give the first of the lane their times."""
-        interval = self._limits.interval
-        most = max(1, min(MOST_AHEAD, AHEAD_MICROS // interval))
-        at = self._next_at
+        most = max(1, min(MOST_AHEAD, AHEAD_MICROS // self._limits.interval))
         heads = yield flow_sql.LANE_HEADS, {"lane": self._key, "most": most}
         self.scheduled = None
+        kept = self._tat, self._behind
         for (run_id,) in heads:
-            yield flow_sql.SCHEDULE_RUN, {"at": max(at, self._now), "run": run_id, "lane": self._key}
+            at = max(self._next_at(self._tat), self._now)
+            yield flow_sql.SCHEDULE_RUN, {"at": at, "run": run_id, "lane": self._key}
             self.scheduled = run_id
-            at += interval
+            self._step()
+        self._tat, self._behind = kept
         if heads:
             tx.tell(HintKind.READY)
         yield from self.write()
         return len(heads)
 
     def write(self) -> Work[None]:
-        yield flow_sql.WRITE_BUCKET, {"key": self._key, "tat": self._tat, "run_id": self.scheduled}
+        row = {"key": self._key, "tat": self._tat, "behind": self._behind, "run_id": self.scheduled}
+        yield flow_sql.WRITE_BUCKET, row
+
+    def _next_at(self, tat: int) -> int:
+        return tat - (self._limits.burst - 1) * self._limits.interval
+
+    def _step(self) -> None:
+        made_good = min(self._behind, self._limits.interval // CATCH_UP)
+        self._behind -= made_good
+        self._tat += self._limits.interval - made_good
 
 
 def _pass_on(tx: Transaction, key: str, run_id: str, now: int) -> Work[None]:
     """The last run that was given a time will not begin: any of the lane may take it; when is looked at then."""
     rows = yield flow_sql.READ_BUCKET, {"key": key}
-    if rows and rows[0][1] == run_id:
-        tat, _ = rows[0]
+    if rows and rows[0][2] == run_id:
+        tat, behind, _ = rows[0]
         let = yield flow_sql.LANE_HEADS, {"lane": key, "most": 1}
         scheduled = None
         for (head,) in let:
             yield flow_sql.SCHEDULE_RUN, {"at": now, "run": head, "lane": key}
             scheduled = head
             tx.tell(HintKind.READY)
-        yield flow_sql.WRITE_BUCKET, {"key": key, "tat": tat, "run_id": scheduled}
+        yield flow_sql.WRITE_BUCKET, {"key": key, "tat": tat, "behind": behind, "run_id": scheduled}
 
 
 def _is_scheduled(run_id: str | None) -> Work[bool]:
@@ -302,12 +323,3 @@ def _is_scheduled(run_id: str | None) -> Work[bool]:
     if run_id is None:
         return False
     return bool((yield flow_sql.IS_SCHEDULED, {"id": run_id}))
-
-
-def _keys(gates: Gates) -> list[str]:
-    return [*gates.slots, *(() if gates.throttle is None else (gates.throttle,))]
-
-
-def _why(lane: str) -> str:
-    kind, _, key = lane.partition(":")
-    return f"{'concurrency' if kind == 'slot' else kind}: waits for its turn under {key}"

@@ -10,7 +10,7 @@ from agentflow.runs import RunStatus
 from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store.delivery import deliver
-from agentflow.store.operations_admission import Dropped, Fresh, Joined, admit, lane_of_laggards
+from agentflow.store.operations_admission import LAG, Dropped, Fresh, Joined, admit
 from agentflow.store.operations_functions import is_paused
 from agentflow.store.operations_gates import free_slots, leave_lanes
 from agentflow.store.protocol import (
@@ -111,18 +111,9 @@ def plan_run(tx: Transaction, op: PlanRun) -> Work[Done | Fenced]:
             yield from _drop(tx, run_id, f"joined run {other}", state, op.now)
         case Dropped(reason=reason):
             yield from _drop(tx, run_id, reason, state, op.now)
-        case Fresh(run=planned, cancels=cancels):
-            lane = lane_of_laggards(planned)
-            yield (
-                flow_sql.PLAN_RUN,
-                {
-                    "new_gates": op.admission.gates.to_json(),
-                    "ready": planned.ready_at,
-                    "lane": lane,
-                    "place": None if lane is None else planned.ready_at,
-                    "run": run_id,
-                },
-            )
+        case Fresh(cancels=cancels):
+            place = _place_of(verdict)
+            yield flow_sql.PLAN_RUN, {"new_gates": op.admission.gates.to_json(), "run": run_id, **place}
             yield from cancel_tree(tx, list(cancels), f"singleton: run {run_id} takes its place", op.now)
             tx.tell(HintKind.READY)
     return Done(state.mail, state.cancel)
@@ -160,16 +151,24 @@ def _insert_admitted(tx: Transaction, run: NewRun, now: int) -> Work[Started]:
         tx.tell(HintKind.ENDED, run.id)
         return started
     planned = verdict.run
-    lane = lane_of_laggards(planned)
-    params = _run_params(planned, now, None) | {
-        "reason": verdict.reason,
-        "blocked_on": lane,
-        "order_at": None if lane is None else planned.ready_at,
-    }
+    params = _run_params(planned, now, None) | _place_of(verdict)
     started = yield from _insert(tx, planned, params)
     if verdict.cancels:
         yield from cancel_tree(tx, list(verdict.cancels), f"singleton: run {run.id} takes its place", now)
     return started
+
+
+def _place_of(verdict: Fresh) -> dict[str, Any]:
+    """Where a run stands that was admitted: in a lane, or among those that claims look at."""
+    run, lane = verdict.run, verdict.lane
+    # Who is behind others only is claimed when its time comes; from another lane it has to be let through.
+    is_out = lane is not None and not lane.startswith(LAG)
+    return {
+        "ready_at": (run.start_by or NEVER) if is_out else run.ready_at,
+        "blocked_on": lane,
+        "order_at": None if lane is None else run.ready_at,
+        "reason": verdict.reason,
+    }
 
 
 def _insert(tx: Transaction, run: NewRun, params: dict[str, Any]) -> Work[Started]:

@@ -67,7 +67,7 @@ def resolve_wait(tx: Transaction, op: ResolveWait) -> Work[Done | Exists | Fence
     state = yield from fence(tx, op.run)
     if isinstance(state, Fenced):
         return state
-    yield from _take_own_wait(op.run.run_id, op.step.key, op.step.ended_at)
+    yield from take_own_wait(op.run.run_id, op.step.key, op.step.ended_at)
     return (yield from store_step(op.run.run_id, op.step, state))
 
 
@@ -76,7 +76,7 @@ def withdraw_wait(tx: Transaction, op: WithdrawWait) -> Work[Done | Fenced]:
     state = yield from fence(tx, op.run)
     if isinstance(state, Fenced):
         return state
-    yield from _take_own_wait(op.run.run_id, op.key, op.now)
+    yield from take_own_wait(op.run.run_id, op.key, op.now)
     return Done(state.mail, state.cancel)
 
 
@@ -133,7 +133,8 @@ def _what_is_there(op: RegisterWait) -> Work[tuple[bool, str | None, str | None]
     return None
 
 
-def _take_own_wait(run_id: str, key: str, now: int) -> Work[None]:
+def take_own_wait(run_id: str, key: str, now: int) -> Work[None]:
+    """Take back a wait of one's own, if it is still there; its approval is closed."""
     rows = yield sql.TAKE_WAIT, {"run": run_id, "step": key}
     if rows:
         wait = stored_wait(rows[0])

@@ -104,7 +104,7 @@ class ReleaseOrphans(NamedTuple):
 
 
 KEEP_REAPED_MICROS = 3600 * 1_000_000
-MOST_ROUNDS = 20
+MOST_ROUNDS = 5
 """How often one claim looks again, when runs that it took found a gate closed."""
 
 

@@ -165,6 +165,9 @@ class PostgresStore:
         await self._transact(RetireWorker(worker_id, now=await self.database_now()))
         self._forget(worker_id)
 
+    def disown_worker(self, worker_id: str) -> None:
+        self._leases.pop(worker_id, None)
+
     async def abandon_worker(self, worker_id: str) -> None:
         self._forget(worker_id)
         await self._on_connection(lambda connection: connection.execute(_EXPIRE, worker_id))

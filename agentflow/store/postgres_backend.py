@@ -122,10 +122,11 @@ async def alive(
     connection: asyncpg.Connection[Any], worker_ids: list[str], leases: dict[str, Lease]
 ) -> frozenset[str]:
     """Those of our workers whose lease holds; it cannot be taken from them before this transaction ends."""
-    known = [worker_id for worker_id in worker_ids if worker_id in leases]
-    if not known:
+    # Looked up once: another thread may take a lease from the dict meanwhile.
+    held = {worker_id: lease.epoch for worker_id in worker_ids if (lease := leases.get(worker_id))}
+    if not held:
         return frozenset()
-    rows = await connection.fetch(FENCE, known, [leases[worker_id].epoch for worker_id in known])
+    rows = await connection.fetch(FENCE, list(held), list(held.values()))
     return frozenset(row[0] for row in rows)
 
 
@@ -164,6 +165,8 @@ def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:
                 names[f"signal:{operation.wait.topic}"] = True
             elif operation.lookback_from is not None:
                 names[f"event:{operation.wait.topic}"] = True
+        elif isinstance(operation, p.BeginModelCall | p.SettleModelCall | p.SlowModelCalls):
+            names[f"model:{operation.provider}"] = True
         elif isinstance(operation, p.Suspend | p.Release | p.Adopt):
             changed.add(operation.run.run_id)
         elif isinstance(operation, p.Finish):

@@ -252,11 +252,13 @@ async def commit_steps(
     """Insert these steps, fence included; outcomes of those that were not inserted stay `None`."""
     steps: list[CommitStep] = [operations[index] for index in which]
     keys = [operation.run for operation in steps]
-    workers = sorted({key.worker_id for key in keys} & leases.keys())
+    # Looked up once: another thread may take a lease from the dict meanwhile.
+    owners = sorted({key.worker_id for key in keys})
+    held = {worker_id: lease.epoch for worker_id in owners if (lease := leases.get(worker_id))}
     rows = await connection.fetch(
         _COMMIT_STEPS,
-        workers,
-        [leases[worker_id].epoch for worker_id in workers],
+        list(held),
+        list(held.values()),
         [key.run_id for key in keys],
         [key.worker_id for key in keys],
         [key.epoch for key in keys],

@@ -104,6 +104,10 @@ class Gates(NamedTuple):
     slots: tuple[str, ...] = ()
     throttle: str | None = None
 
+    def names(self) -> tuple[str, ...]:
+        """The keys of all of them."""
+        return self.slots if self.throttle is None else (*self.slots, self.throttle)
+
     def to_json(self) -> Json:
         return json.dumps(self, ensure_ascii=False, separators=(",", ":"))
 
@@ -165,7 +169,7 @@ class Admission(NamedTuple):
     def looks_at(self) -> list[str]:
         """The keys that are looked at when the run is stored."""
         rules = (self.rate, self.collect, self.singleton)
-        return [rule.key for rule in rules if rule is not None]
+        return [*self.gates.names(), *(rule.key for rule in rules if rule is not None)]
 
 
 UNPLANNED = "?"
@@ -393,6 +397,16 @@ class CommitStep(NamedTuple):
     model_call: ModelCall | None = None
 
 
+class CommitRace(NamedTuple):
+    """Store the outcome of a race and withdraw what its branches have begun: their waits, the approvals and the runs
+    these were for, and their outstanding retries."""
+
+    run: RunKey
+    step: StoredStep
+    scopes: tuple[str, ...]
+    """What the step keys of its branches begin with."""
+
+
 class RegisterWait(NamedTuple):
     """Register a wait, with the child run or the approval it waits for. A second registration changes nothing.
 
@@ -578,10 +592,43 @@ class TickSchedule(NamedTuple):
     now: Micros
 
 
+class BeginModelCall(NamedTuple):
+    """Take a request and `needs` tokens of a provider's limits for the call with this id, or be told when to ask again.
+
+    A limit that is `None` is none; `spread` (0 to 999) scatters those who are told the same.
+    """
+
+    id: str
+    provider: str
+    requests: int | None
+    tokens: int | None
+    period: Micros
+    needs: int
+    spread: int
+    now: Micros
+
+
+class SettleModelCall(NamedTuple):
+    """The call is over and used so many tokens; `None`: what was taken for it."""
+
+    id: str
+    provider: str
+    used: int | None
+    now: Micros
+
+
+class SlowModelCalls(NamedTuple):
+    """Let no limited call of the provider begin before `until`: it has answered 429."""
+
+    provider: str
+    until: Micros
+
+
 Operation = (
     StartRun
     | Rerun
     | CommitStep
+    | CommitRace
     | RegisterWait
     | ResolveWait
     | WithdrawWait
@@ -602,6 +649,9 @@ Operation = (
     | ListSchedules
     | TickSchedule
     | PlanRun
+    | BeginModelCall
+    | SettleModelCall
+    | SlowModelCalls
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes
@@ -736,6 +786,14 @@ class Ticked(NamedTuple):
     moved: bool
 
 
+class NotBefore(NamedTuple):
+    """The call may not begin yet: ask again at this instant. Nothing was taken."""
+
+    at: Micros
+    because: str
+    """`requests`, `tokens` or `paused`."""
+
+
 Outcome = (
     Fenced
     | Done
@@ -755,6 +813,7 @@ Outcome = (
     | Cancelled
     | Schedules
     | Ticked
+    | NotBefore
 )
 
 # --------------------------------------------------------------------------------------------------- hints
@@ -909,6 +968,10 @@ class Store(Protocol):
 
     async def retire_worker(self, worker_id: str) -> None:
         """The worker ends in good order: what it still owns is released at once."""
+        ...
+
+    def disown_worker(self, worker_id: str) -> None:
+        """Write nothing more for that worker from here, beginning at once; from any thread (for tests)."""
         ...
 
     async def abandon_worker(self, worker_id: str) -> None:

@@ -387,12 +387,13 @@ class SlotRow(Base, table=True):
 
 
 class BucketRow(Base, table=True):
-    """A throttle's theoretical arrival time (GCRA), and the last run that was given a time to begin."""
+    """A throttle's theoretical arrival time (GCRA), how far it is behind, and the last run that was given its time."""
 
     __tablename__ = "agentflow_bucket"
 
     key: str = _key()
     tat: int = _big()
+    behind: int = _big(0)
     run_id: str | None = _maybe_text()
 
 
@@ -426,6 +427,33 @@ class JoinedRow(Base, table=True):
     run_id: str = _text()
     n: int = Field()
     event: str | None = _maybe_text()
+
+
+class ModelLimitRow(Base, table=True):
+    """What is used of a model provider's limits, and until when it asked everybody to wait."""
+
+    __tablename__ = "agentflow_model_limit"
+
+    provider: str = _key()
+    requests_tat: int = _big()
+    tokens_tat: int = _big()
+    line_at: int = _big()
+    paused_until: int = _big()
+
+
+class ModelHoldRow(Base, table=True):
+    """What a model call under way has taken of the limits, or when one that waits is to ask again."""
+
+    __tablename__ = "agentflow_model_hold"
+    __table_args__: ClassVar[Any] = (Index("agentflow_model_hold_asked", "provider", "asked_at"),)
+
+    id: str = _key()
+    provider: str = _text()
+    tokens: int = _big()
+    cost: int = _big()
+    asked_at: int = _big()
+    not_before: int | None = _maybe_big()
+    """`None`: it has begun."""
 
 
 class ScheduleRow(Base, table=True):

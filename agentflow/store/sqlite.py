@@ -129,6 +129,9 @@ class SqliteStore:
         self._locks.drop(worker_id)
         self._locks.remove(worker_id)
 
+    def disown_worker(self, worker_id: str) -> None:
+        self._leases.pop(worker_id, None)
+
     async def abandon_worker(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
         self._suspects.pop(worker_id, None)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import literal_column as raw
+from sqlalchemy import text as raw_text
 
 from agentflow.clock import NEVER
 from agentflow.store.protocol import CANCEL_KIND
@@ -121,6 +122,13 @@ _RUN_STATE = (
 LOCK_NAME = Statement(
     lambda _: select(func.pg_advisory_xact_lock(func.hashtextextended(text("name"), 0))), only_postgres=True
 )
+LOCK_NAMES = Statement(
+    lambda _: raw_text(
+        "SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) "
+        "FROM (SELECT unnest(CAST(:names AS text[])) AS name ORDER BY 1) AS ordered"
+    ),
+    only_postgres=True,
+)
 SHARE_NAME = Statement(
     lambda _: select(func.pg_advisory_xact_lock_shared(func.hashtextextended(text("name"), 0))),
     only_postgres=True,
@@ -202,7 +210,11 @@ END_RUN = Statement(
             blocked_on=null(),
             # Who cancelled a running run has given the reason already.
             reason=case(
-                (small("to") == raw("6", Integer), func.coalesce(text("why"), run.reason)), else_=text("why")
+                (
+                    and_(small("to") == raw("6", Integer), run.cancel_at.is_not(None)),
+                    func.coalesce(text("why"), run.reason),
+                ),
+                else_=text("why"),
             ),
             ended_at=big("now"),
         )

@@ -74,9 +74,10 @@ PLAN_RUN = Statement(
             status=raw("0", Integer),
             owner=null(),
             gates=text("new_gates"),
-            ready_at=big("ready"),
-            blocked_on=text("lane"),
-            order_at=big("place"),
+            ready_at=big("ready_at"),
+            blocked_on=text("blocked_on"),
+            order_at=big("order_at"),
+            reason=text("reason"),
         )
         .where(run.id == text("run"))
     )
@@ -129,8 +130,10 @@ BLOCK_RUNS = Statement(
         .where(d.among(run.id, "ids"), run.owner == text("by"), _RUNNING)
     )
 )
-READ_BUCKET = Statement(lambda _: select(bucket.tat, bucket.run_id).where(bucket.key == text("key")))
-WRITE_BUCKET = Statement(lambda d: _upsert(d, table_of(BucketRow), "tat", "run_id"))
+READ_BUCKET = Statement(
+    lambda _: select(bucket.tat, bucket.behind, bucket.run_id).where(bucket.key == text("key"))
+)
+WRITE_BUCKET = Statement(lambda d: _upsert(d, table_of(BucketRow), "tat", "behind", "run_id"))
 IS_SCHEDULED = Statement(
     lambda _: select(run.id).where(
         run.id == text("id"), _QUEUED, run.blocked_on.is_(None), run.started_at.is_(None)
@@ -182,6 +185,7 @@ LET_MINE_THROUGH = Statement(
 )
 LET_LAGGARDS_THROUGH = Statement(_let_laggards_through)
 LANE_HEADS = Statement(_heads)
+IS_LANE = Statement(lambda _: select(run.id).where(run.blocked_on == text("lane")).limit(raw("1", Integer)))
 SCHEDULE_RUN = Statement(
     lambda _: (
         update(_RUN)

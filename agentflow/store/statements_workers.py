@@ -88,7 +88,8 @@ def _claim(d: Flavour) -> Any:
                 (d.among(run.function, "gated"), run.started_at),
                 else_=func.coalesce(run.started_at, big("now")),
             ),
-            reason=case((run.cancel_at.is_(None), null()), else_=run.reason),
+            # Why it stood still is over; why it is to be cancelled is not.
+            reason=case((run.cancel_at.is_not(None), run.reason)),
         )
         .where(run.id == ready.c.id)
         .returning(

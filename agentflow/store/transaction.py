@@ -38,9 +38,10 @@ class Transaction:
 
 def lock_keys(tx: Transaction, keys: Iterable[str]) -> Work[None]:
     """Hold flow control's keys to the end of the transaction, taken in one order."""
-    for key in sorted({*keys} - tx.locked):
-        yield sql.LOCK_NAME, {"name": f"flow:{key}"}
-        tx.locked.add(key)
+    names = {*keys} - tx.locked
+    if names:
+        yield sql.LOCK_NAMES, {"names": sorted(f"flow:{name}" for name in names)}
+        tx.locked |= names
 
 
 class RunState(NamedTuple):

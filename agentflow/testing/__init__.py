@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from agentflow.testing.app_harness import Harness, harness
     from agentflow.testing.cassettes import meter, scrubbed_vcr_config
     from agentflow.testing.contracts import provider_contract
+    from agentflow.testing.crashes import crash_after
     from agentflow.testing.provider_server import BrokenStream, Cut, HttpError, Stall, fake_provider
     from agentflow.testing.scripted import FunctionModel, ScriptedModel
 
@@ -24,6 +25,7 @@ _PLACES = {
     "Cut": "agentflow.testing.provider_server",
     "HttpError": "agentflow.testing.provider_server",
     "Stall": "agentflow.testing.provider_server",
+    "crash_after": "agentflow.testing.crashes",
     "fake_provider": "agentflow.testing.provider_server",
     "harness": "agentflow.testing.app_harness",
     "meter": "agentflow.testing.cassettes",
@@ -41,6 +43,7 @@ __all__ = [
     "ScriptedModel",
     "Stall",
     "block_models",
+    "crash_after",
     "fake_provider",
     "harness",
     "meter",

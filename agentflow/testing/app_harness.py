@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,13 +14,16 @@ from typing import Any, Literal
 from agentflow.app import App
 from agentflow.clock import Clock, SystemClock, VirtualClock, to_datetime
 from agentflow.durations import Duration, to_micros
+from agentflow.engine.unwinding import LeaseLost
 from agentflow.engine.worker import Worker
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Target
 from agentflow.handles import RunHandle
+from agentflow.info import current_body
 from agentflow.models.registry import ModelLike, substitute_model
 from agentflow.step import EventLike
 from agentflow.store.opening import open_store
+from agentflow.testing.crashes import harnesses
 
 
 class Harness:
@@ -30,6 +34,9 @@ class Harness:
         self._replay_every_step = replay_every_step
         self._clock = clock
         self._worker: Worker | None = None
+        self._started = asyncio.Event()
+        self._burial: asyncio.Task[None] | None = None
+        self.loop = asyncio.get_running_loop()
 
     def now(self) -> datetime:
         """Domain time."""
@@ -50,10 +57,10 @@ class Harness:
     async def idle(self) -> None:
         """Wait until nothing more can happen without time or input."""
         while (worker := self._worker) is not None:
-            if worker.running:
+            begun, running = worker.begun, worker.running
+            if running:
                 await worker.changed()
                 continue
-            begun = worker.begun
             found = await worker.tick_now() or await worker.claim_now() or await worker.tend_lanes_now()
             # A commit that was on its way at a crash may have hidden its run from the first reaping.
             found = found or await worker.reap_now()
@@ -66,10 +73,12 @@ class Harness:
         target = clock.now() + to_micros(duration)
         while self._worker is not None:
             await self.idle()
+            if (worker := self._worker) is None:
+                break  # it has crashed on the way
             ready_at = await self.app.client.store.next_ready_at(
                 app=self.app.id, functions=[function.id for function in self.app.registered]
             )
-            due = [at for at in (ready_at, self._worker.next_tick_at) if at is not None and at <= target]
+            due = [at for at in (ready_at, worker.next_tick_at) if at is not None and at <= target]
             if not due:
                 break
             clock.advance_to(max(min(due), clock.now()))
@@ -78,6 +87,7 @@ class Harness:
 
     async def crash(self) -> None:
         """The worker is gone, without clean-up, as after kill -9."""
+        await self._buried()
         if self._worker is None:
             raise ConfigurationError("the harness's worker has crashed already: call restart() first")
         worker, self._worker = self._worker, None
@@ -85,10 +95,58 @@ class Harness:
 
     async def restart(self) -> None:
         """Start a new worker; what a crashed one has left behind is taken over."""
-        if self._worker is not None:
-            await self._worker.stop()
-        self._worker = self.app.engine_worker(replay_every_step=self._replay_every_step)
-        await self._worker.start()
+        await self.stop()
+        self._worker = worker = self.app.engine_worker(replay_every_step=self._replay_every_step)
+        self._started.clear()
+        try:
+            await worker.start()
+        finally:
+            self._started.set()
+
+    async def stop(self) -> None:
+        """End the worker in good order, or the burial of one that has crashed."""
+        await self._buried()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.stop()
+        await self._buried()
+
+    def fall(self) -> bool:
+        """Let the worker die within whatever calls this, in any thread (for `crash_after`); False: there is none."""
+        worker = self._worker
+        if worker is None:
+            return False
+        worker.die()
+        try:
+            is_here = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            is_here = False
+        if not is_here:
+            self.loop.call_soon_threadsafe(self._bury, worker)
+            return True
+        self._bury(worker)
+        body = current_body.get()
+        if body is not None and worker.has_run(body.run_id):
+            # A process that dies here does not send the request that would follow.
+            raise LeaseLost(f"the worker of run {body.run_id} has crashed")
+        return True
+
+    def _bury(self, worker: Worker) -> None:
+        if self._worker is worker:
+            self._worker = None
+        worker.drop_runs()
+
+        async def crash() -> None:
+            await self._started.wait()
+            await worker.crash()
+
+        self._burial = asyncio.create_task(crash(), name="agentflow-burial")
+
+    async def _buried(self) -> None:
+        """Nothing of a worker that crashed is left in this process."""
+        if self._burial is not None:
+            await self._burial
+            self._burial = None
 
     def _virtual_clock(self, method: str) -> VirtualClock:
         if not isinstance(self._clock, VirtualClock):
@@ -130,11 +188,11 @@ async def harness(
         domain = VirtualClock(time.time_ns() // 1000) if clock == "virtual" else SystemClock()
         await app.connect(store, clock=domain, settings=settings)
         running = Harness(app, domain, replay_every_step=replay_every_step)
+        harnesses.append(running)
         try:
             await running.restart()
             yield running
         finally:
-            worker = running._worker
-            if worker is not None:
-                await worker.stop()
+            harnesses.remove(running)
+            await running.stop()
             await app.close()

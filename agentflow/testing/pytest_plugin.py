@@ -17,6 +17,14 @@ def harness() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def crash_after() -> Callable[..., Any]:
+    """`agentflow.testing.crash_after`: `with crash_after("after_commit", n=2):`."""
+    from agentflow.testing.crashes import crash_after
+
+    return crash_after
+
+
+@pytest.fixture
 def block_models() -> Iterator[None]:
     """In this test a call to a model that could cost money is an error."""
     from agentflow.models.registry import block_models

@@ -89,7 +89,7 @@ def response_of(raw: Item) -> ModelResponse:
         text="".join(part.text for part in parts if isinstance(part, TextPart)),
         tool_calls=calls,
         messages=[Message(role="assistant", parts=parts, origin=Origin(provider=PROVIDER, items=items))],
-        usage=_usage(raw.get("usage") or {}),
+        usage=usage_of(raw.get("usage") or {}),
         finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
         provider_id=raw.get("id"),
         model=raw.get("model") or "",
@@ -221,7 +221,7 @@ def _is_tool_use(item: Item) -> bool:
     return item.get("type") == "tool_use"
 
 
-def _usage(usage: Item) -> Usage:
+def usage_of(usage: Item) -> Usage:
     """Their `input_tokens` leaves out what was read from and written to the cache: it is added up."""
     cached = usage.get("cache_read_input_tokens") or 0
     written = usage.get("cache_creation_input_tokens") or 0

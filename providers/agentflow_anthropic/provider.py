@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from agentflow.providers import (
     ModelResponse,
     RawAnswer,
     StreamEvent,
+    Usage,
     exception_failure,
     imported,
     shared_client,
@@ -27,7 +28,7 @@ from agentflow.providers import (
     stream_failure,
 )
 from agentflow_anthropic.events import MessageAssembly
-from agentflow_anthropic.mapping import PROVIDER, request_body, response_of, supports_json_schema
+from agentflow_anthropic.mapping import PROVIDER, request_body, response_of, supports_json_schema, usage_of
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic, AsyncStream
@@ -110,6 +111,10 @@ class Anthropic:
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return response_of(raw)
+
+    def usage_of(self, answer: Mapping[str, Any]) -> Usage:
+        """The usage in an answer of any of the SDK's calls."""
+        return usage_of(answer.get("usage") or {})
 
     def classify(self, error: BaseException) -> Failure:
         if not type(error).__module__.startswith("anthropic"):

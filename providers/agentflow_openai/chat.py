@@ -96,7 +96,7 @@ def response_of(raw: Item) -> ModelResponse:
         text="".join(part.text for part in parts if isinstance(part, TextPart)),
         tool_calls=calls,
         messages=[Message(role="assistant", parts=parts, origin=Origin(provider=PROVIDER, items=[said]))],
-        usage=_usage(raw.get("usage") or {}),
+        usage=usage_of(raw.get("usage") or {}),
         finish_reason=finish_reason,
         provider_id=raw.get("id") or None,
         model=raw.get("model") or "",
@@ -189,7 +189,8 @@ def _text(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _usage(usage: Item) -> Usage:
+def usage_of(usage: Item) -> Usage:
+    """The tokens, by the names of this API."""
     details_in = usage.get("prompt_tokens_details") or {}
     return Usage(
         input_tokens=usage.get("prompt_tokens") or 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from agentflow.errors import ConfigurationError
+from agentflow.errors import ConfigurationError, ProviderError, Refused
 from agentflow.providers import (
     Failure,
     exception_failure,
@@ -88,8 +88,19 @@ def classify(error: BaseException, *, provider: str, model: str) -> Failure:
     """What an exception of the SDK means."""
     if not type(error).__module__.startswith("openai"):
         return exception_failure(error, provider=provider, model=model)
-    from openai import APIConnectionError, APIError, APIStatusError
+    from openai import (
+        APIConnectionError,
+        APIError,
+        APIStatusError,
+        ContentFilterFinishReasonError,
+        LengthFinishReasonError,
+    )
 
+    if isinstance(error, LengthFinishReasonError | ContentFilterFinishReasonError):
+        # `parse` of a wrapped call: an answer has come, and is not one that can be parsed.
+        kind = Refused if isinstance(error, ContentFilterFinishReasonError) else ProviderError
+        told = f"{provider}:{model} gave no answer that can be parsed: {error}"
+        return Failure(kind(told, provider=provider, model=model, billed="yes"))
     if isinstance(error, APIStatusError) and error.status_code >= 400:
         return status_failure(
             error.status_code,

@@ -17,6 +17,7 @@ from agentflow.providers import (
     RawAnswer,
     StreamEvent,
     Submitted,
+    Usage,
 )
 from agentflow_openai import chat, responses
 from agentflow_openai.client import Account, answer_failure, classify
@@ -42,6 +43,11 @@ class _OpenAI:
 
     def classify(self, error: BaseException) -> Failure:
         return classify(error, provider=self.provider, model=self.model)
+
+    def usage_of(self, answer: Mapping[str, Any]) -> Usage:
+        """The usage in an answer of any of the SDK's calls: all count tokens by one of two sets of names."""
+        counted = answer.get("usage") or {}
+        return chat.usage_of(counted) if "prompt_tokens" in counted else responses.usage_of(counted)
 
     def _check(self, request: ModelRequest) -> None:
         check_conversation(request.messages)

@@ -80,7 +80,7 @@ def response_of(raw: Item) -> ModelResponse:
         text="".join(part.text for part in parts if isinstance(part, TextPart)),
         tool_calls=calls,
         messages=[Message(role="assistant", parts=parts, origin=Origin(provider=PROVIDER, items=items))],
-        usage=_usage(raw.get("usage") or {}),
+        usage=usage_of(raw.get("usage") or {}),
         finish_reason=_finish_reason(raw, bool(calls)),
         provider_id=raw.get("id"),
         model=raw.get("model") or "",
@@ -196,7 +196,8 @@ def _finish_reason(raw: Item, has_calls: bool) -> FinishReason:
     return "tool_calls" if has_calls else "stop"
 
 
-def _usage(usage: Item) -> Usage:
+def usage_of(usage: Item) -> Usage:
+    """The tokens, by the names of this API."""
     details_in = usage.get("input_tokens_details") or {}
     return Usage(
         input_tokens=usage.get("input_tokens") or 0,

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FLOW = "tests.crash.flow"
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class WorkerProcess:
-    """`tests.crash.flow` in a process of its own."""
+    """A module such as `tests.crash.flow` in a process of its own."""
 
-    def __init__(self, database_url: str, log: Path, *, crash_at: str | None = None) -> None:
+    def __init__(
+        self, database_url: str, log: Path, *, module: str = FLOW, crash_at: str | None = None
+    ) -> None:
         environment = os.environ | ({"AGENTFLOW_CRASH_AT": crash_at} if crash_at else {})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.flow", database_url, str(log)],
+            [sys.executable, "-m", module, database_url, str(log)],
             cwd=ROOT,
             env=environment,
             stderr=subprocess.PIPE,
@@ -61,9 +64,9 @@ class WorkerProcess:
 
 
 @contextmanager
-def workers(database_url: str, log: Path) -> Iterator[Workers]:
+def workers(database_url: str, log: Path, *, module: str = FLOW) -> Iterator[Workers]:
     """Start workers in this block; all of them are gone after it."""
-    group = Workers(database_url, log)
+    group = Workers(database_url, log, module=module)
     try:
         yield group
     finally:
@@ -74,13 +77,14 @@ def workers(database_url: str, log: Path) -> Iterator[Workers]:
 class Workers:
     """Worker processes on one database."""
 
-    def __init__(self, database_url: str, log: Path) -> None:
+    def __init__(self, database_url: str, log: Path, *, module: str = FLOW) -> None:
+        self._module = module
         self._database_url = database_url
         self._log = log
         self.all: list[WorkerProcess] = []
 
     async def start(self, *, crash_at: str | None = None) -> WorkerProcess:
-        worker = WorkerProcess(self._database_url, self._log, crash_at=crash_at)
+        worker = WorkerProcess(self._database_url, self._log, module=self._module, crash_at=crash_at)
         self.all.append(worker)
         return await worker.started()
 

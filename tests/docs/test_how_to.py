@@ -129,6 +129,36 @@ async def test_the_first_answer_decides_after_a_restart_too() -> None:
         assert await run.result(5) == "legal"
 
 
+async def test_the_first_branch_to_succeed_wins_and_all_may_fail() -> None:
+    page = load("how-to/race.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.find_order, "A-1")
+        assert await run.result(5) == "shop: A-1, says the shop"
+        keys = await keys_of(page.app, run.id)
+        assert keys - {"find@archive/look up"} == {"find", "find@shop/look up"}
+        failing = await h.start(page.find_or_say_why, "A-1")
+        assert await failing.result(5) == "find@archive/look up: the archive is closed"
+
+
+@pytest.mark.parametrize(
+    ("pays_after", "told"), [("2h", "paid 12.5"), ("2d", "paid 12.5"), ("4d", "not paid")]
+)
+async def test_a_payment_races_against_time(
+    pays_after: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = load("how-to/race.md")
+    async with harness(page.app) as h:
+        run = await h.start(page.remind, "A-1")
+        await h.advance(pays_after)
+        if told != "not paid":
+            await h.signal("paid:A-1", 12.5)
+            await h.advance("1m")
+        assert await run.result(5) == told
+        with pytest.raises(NoWaiter):
+            await h.signal("paid:A-1", 12.5)
+    assert capsys.readouterr().out == ("" if pays_after == "2h" else "please pay A-1\n")
+
+
 @pytest.mark.parametrize(("is_paid", "told"), [(True, "thank you"), (False, "reminded u1")])
 async def test_an_event_starts_a_run_and_another_one_wakes_it(is_paid: bool, told: str) -> None:
     page = load("how-to/events.md")
@@ -249,6 +279,21 @@ async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
         assert provider.generations == 2
 
 
+async def test_a_wrapped_call_is_asked_once_and_gives_the_type_it_was_parsed_into(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_provider([{"city": "Nice", "country": "France"}]) as provider:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        page = load("how-to/wrap-sdk-calls.md")
+        async with harness(page.app) as h:
+            run = await h.start(page.locate, "Where is the Promenade des Anglais?")
+            await h.advance("1h")
+            assert await run.result(20) == page.Place(city="Nice", country="France")
+        assert provider.generations == 1
+        await page.client.close()
+
+
 async def test_the_app_of_the_deployment_page_works_on_postgresql(
     postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,3 +332,10 @@ async def test_who_follows_a_run_reads_what_it_published() -> None:
             {"topic": "progress", "data": {"done": 1, "of": 2}},
             {"topic": "progress", "data": {"done": 2, "of": 2}},
         ]
+
+
+async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
+    page = load("how-to/model-limits.md")
+    assert await page.ask_twice() == (
+        "step 'ask' waits for its turn at scripted: 10 requests in 0:01:00 are the limit: yes, again"
+    )

@@ -109,9 +109,6 @@ async def test_the_example_waits_for_a_person_and_pays_once(monkeypatch: pytest.
 def test_what_the_readme_calls_missing_is_missing() -> None:
     section = README.partition("## Not in this version")[2].partition("\n## ")[0]
     there = {*dir(Step), *dir(Inference), *dir(Runs), *dir(Functions), *auth_names}
-    for name in ("race", "ai.wrap"):
-        assert f"`step.{name}`" in section
-        assert name.rpartition(".")[2] not in there
     assert "JWT" not in there
     settings = set(inspect.signature(App.function).parameters) - {"self", "id", "config"}
     assert "concurrency" in settings

@@ -46,6 +46,7 @@ def test_step_md_has_every_method_with_all_its_parameters() -> None:
     methods = {name: value for name, value in vars(Step).items() if inspect.isfunction(value)}
     public = {name: value for name, value in methods.items() if not name.startswith("_")}
     public["ai.infer"] = Inference.infer
+    public["ai.wrap"] = Inference.wrap
     assert set(shown) == set(public)
     for name, method in public.items():
         parameters = [parameter for parameter in inspect.signature(method).parameters if parameter != "self"]

@@ -848,6 +848,7 @@ async def test_runs_that_are_due_and_cannot_be_claimed_do_not_make_the_loop_spin
         room=lambda: 5,
         on_claimed=lambda _: None,
         rng=random.Random(1),
+        gates={},
     )
     loop = asyncio.create_task(claims.run())
     await asyncio.sleep(0.3)

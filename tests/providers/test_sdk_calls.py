@@ -15,7 +15,8 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 from agentflow.errors import ConfigurationError, Unserialisable
-from agentflow.models.sdk_calls import call_sdk, classify_sdk_error, decode_sdk_answer, encode_sdk_answer
+from agentflow.models.sdk_answers import decode_sdk_answer, encode_sdk_answer
+from agentflow.models.sdk_calls import call_sdk, classify_sdk_error
 from agentflow.testing.provider_server import FakeProvider, HttpError
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -83,7 +84,7 @@ async def test_the_sdks_own_retries_are_off(kind: str, server: FakeProvider) -> 
 
     await client.close() if kind == "async" else client.close()
     assert len(server.requests) == 1
-    failure = classify_sdk_error(raised.value)
+    failure = classify_sdk_error(raised.value, provider="openai", model="gpt-5")
     assert (failure.billed, failure.retriable, failure.error.status) == ("possible", True, 500)
 
 
@@ -102,4 +103,4 @@ async def test_an_unknown_sdk_gives_plain_json() -> None:
     assert (first["answer"], again) == ("WHY", {"answer": "WHY", "price": "1.5"})
     with pytest.raises(Unserialisable, match="object"):
         encode_sdk_answer(object())
-    assert classify_sdk_error(ValueError("x")).billed == "possible"
+    assert classify_sdk_error(ValueError("x"), provider="acme", model="oracle").billed == "possible"

@@ -300,7 +300,7 @@ async def test_the_claim_s_query_walks_its_index(world: World) -> None:
     from agentflow.store import statements_workers as worker_sql
 
     connection = sqlite3.connect(world.store._path)  # type: ignore[attr-defined]
-    params = {"by": "w", "app": "a", "functions": ["f"], "now": 1, "limit": 5}
+    params = {"by": "w", "app": "a", "functions": ["f"], "gated": [], "now": 1, "limit": 5}
     text, arguments = worker_sql.CLAIM_RUNS.sqlite
     plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + text, arguments(params))]
     next_text, next_arguments = worker_sql.NEXT_READY.sqlite

@@ -68,6 +68,7 @@ def upgrade() -> None:
         "agentflow_bucket",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("tat", sa.BigInteger(), nullable=False),
+        sa.Column("behind", sa.BigInteger(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("key"),
     )
@@ -197,6 +198,28 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("agentflow_model_call_started", "agentflow_model_call", ["started_at"], unique=False)
+    op.create_table(
+        "agentflow_model_hold",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost", sa.BigInteger(), nullable=False),
+        sa.Column("asked_at", sa.BigInteger(), nullable=False),
+        sa.Column("not_before", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(
+        "agentflow_model_hold_asked", "agentflow_model_hold", ["provider", "asked_at"], unique=False
+    )
+    op.create_table(
+        "agentflow_model_limit",
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("requests_tat", sa.BigInteger(), nullable=False),
+        sa.Column("tokens_tat", sa.BigInteger(), nullable=False),
+        sa.Column("line_at", sa.BigInteger(), nullable=False),
+        sa.Column("paused_until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("provider"),
+    )
     op.create_table(
         "agentflow_run",
         sa.Column("id", sa.Text(), nullable=False),
