@@ -14,6 +14,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration
 from agentflow.errors import AgentflowError, ConfigurationError
 from agentflow.events import CronTrigger, EventTrigger
+from agentflow.expressions import Expression
 from agentflow.flow import (
     Batch,
     CancelOn,
@@ -540,6 +541,11 @@ def _triggers(name: str, on: Trigger | Sequence[Trigger] | None) -> tuple[EventT
         if not trigger.name:
             raise ConfigurationError(f"function {name!r}: on='' names no event")
         if trigger.if_ is not None:
-            raise ConfigurationError(f"function {name!r}: if_= is not in this version yet")
+            try:
+                Expression.condition(trigger.if_)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"function {name!r}: on=on_event({trigger.name!r}, if_=...): {error}"
+                ) from error
         triggers.append(trigger)
     return tuple(triggers)

@@ -1,7 +1,8 @@
 """CEL, the language of `if_` and of keys that are no dotted path: compiled once, evaluated over events.
 
 The library is an extra (`agentflow-steps[cel]`) and is imported by the first expression, so whoever has none needs
-nothing. Its own budget ends what goes through more than 10,000 elements.
+nothing. An evaluation has a budget: the library ends one that loops over more than 10,000 elements, and one that could
+do too much with them is not begun.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from logging import getLogger
 from typing import Any, Final
 
 from agentflow.errors import ConfigurationError, ExpressionFailed
+from agentflow.expression_cost import cost_of, tree_of
 
 LONGEST_EXPRESSION: Final = 4_000
+BUDGET: Final = 20_000_000
+"""The most that an evaluation may cost, in the units of `agentflow.expression_cost`: a second at most."""
 EVENT: Final = ("event",)
 BOTH_EVENTS: Final = ("event", "async")
 """The variables of a condition on an event that arrives: `async` is that one, `event` the one that started the run."""
@@ -27,7 +31,7 @@ _LARGEST_INT = 2**63 - 1
 class Expression:
     """A compiled expression. `Expression.compile` gives the same one for the same text."""
 
-    __slots__ = ("_compiled", "_error_type", "result_type", "text", "variables")
+    __slots__ = ("_compiled", "_error_type", "_tree", "result_type", "text", "variables")
 
     def __init__(self, text: str, variables: tuple[str, ...]) -> None:
         cel = _library(text)
@@ -39,6 +43,7 @@ class Expression:
                 f"the expression {text!r} {_complaint(str(error))}; it may use {' and '.join(variables)}"
             ) from None
         self._error_type = cel.Type.ERROR
+        self._tree = tree_of(self._compiled.serialize())
         self.text = text
         self.variables = variables
         self.result_type: str = self._compiled.return_type().name()
@@ -47,13 +52,13 @@ class Expression:
     @staticmethod
     def compile(text: str, *, variables: tuple[str, ...] = EVENT) -> Expression:
         """The expression. Raises `ConfigurationError` for bad syntax, an unknown variable, a missing library."""
-        if not text.strip():
+        if not _is_text(text):
             raise ConfigurationError(f"{text!r} is not an expression")
         if len(text) > LONGEST_EXPRESSION:
             raise ConfigurationError(
                 f"the expression {text[:80]!r}... has {len(text)} characters, over the limit of {LONGEST_EXPRESSION}"
             )
-        return _compiled(text, variables)
+        return _compiled(text, tuple(variables))
 
     @staticmethod
     def condition(text: str, *, variables: tuple[str, ...] = EVENT) -> Expression:
@@ -74,6 +79,7 @@ class Expression:
 
         `async` is a word of Python: `expression.evaluate(event=..., **{"async": ...})`.
         """
+        self._check_budget(variables)
         value = self._evaluate(variables)
         if value.type() == self._error_type and "out of range" in str(value.value()):
             # CEL's integers have 64 bits, and one greater number anywhere spoils all that lies beside it.
@@ -92,6 +98,16 @@ class Expression:
         except ExpressionFailed as error:
             _LOG.debug("%s: taken as false", error)
             return False
+
+    def _check_budget(self, variables: Mapping[str, Any]) -> None:
+        if self._tree is None:
+            return
+        try:
+            cost = cost_of(self._tree, variables)
+        except RecursionError:
+            raise self._failure("its data is nested too deep") from None
+        if cost > BUDGET:
+            raise self._failure(f"for this data it may take {cost // BUDGET + 1} times its budget")
 
     def _evaluate(self, variables: Mapping[str, Any]) -> Any:
         try:
@@ -115,6 +131,10 @@ class Expression:
 @lru_cache(maxsize=4096)
 def _compiled(text: str, variables: tuple[str, ...]) -> Expression:
     return Expression(text, variables)
+
+
+def _is_text(given: object) -> bool:
+    return isinstance(given, str) and bool(given.strip())
 
 
 def _library(text: str) -> Any:

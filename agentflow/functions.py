@@ -20,6 +20,7 @@ from agentflow.context import Context
 from agentflow.durations import Duration, to_micros
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.events import EventTrigger
+from agentflow.expressions import BOTH_EVENTS, Expression
 from agentflow.flow import CancelOn, RunFailure, Timeouts
 from agentflow.flow_control import NO_FLOW_CONTROL, FlowControl
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
@@ -78,12 +79,20 @@ class FunctionConfig:
     policy: RetryPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.retries, bool) or not 0 <= self.retries <= MOST_RETRIES:
-            raise ConfigurationError(f"retries={self.retries}: give a number of retries, 0 to {MOST_RETRIES}")
+        if type(self.retries) is not int or not 0 <= self.retries <= MOST_RETRIES:
+            raise ConfigurationError(
+                f"retries={self.retries!r}: give a number of retries, 0 to {MOST_RETRIES}"
+            )
         if not isinstance(self.timeouts, Timeouts | None):
             raise ConfigurationError(f"timeouts={self.timeouts!r}: give Timeouts(start=..., finish=...)")
-        if any(rule.if_ is not None for rule in self.cancel_on):
-            raise ConfigurationError("cancel_on=CancelOn(if_=...) is not in this version yet: use match=")
+        for rule in self.cancel_on:
+            if rule.if_ is not None:
+                try:
+                    Expression.condition(rule.if_, variables=BOTH_EVENTS)
+                except ConfigurationError as error:
+                    raise ConfigurationError(
+                        f"cancel_on=CancelOn({rule.event!r}, if_=...): {error}"
+                    ) from error
         policy = retry_policy(self.retries if self.retry is None else self.retry)
         object.__setattr__(self, "policy", policy)
 

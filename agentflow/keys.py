@@ -11,7 +11,7 @@ CANCELLED = "@cancelled "
 """Begins the key under which it is kept that the await of a step was cancelled; no step's key begins so."""
 _SLASH = r"\/"
 _SCOPE = re.compile(r"^.*(?<!\\)(?:\\\\)*@(?:[^/\\]|\\.)*/", re.DOTALL)
-_SUFFIX = re.compile(r"(?<!\\)(?:\\\\)*(?P<suffix>(?::\d+)?(?:@\d+(?:\.\d+)*)?)$")
+_SUFFIX = re.compile(r"(?<!\\)(?:\\\\)*(?P<suffix>(?::\d+)?(?:@\d+(?:\.\d+)*)?)\Z")
 
 
 def escape(step_id: str) -> str:

@@ -10,8 +10,9 @@ from agentflow.admission import admitted, gated
 from agentflow.clock import NEVER, from_datetime, to_datetime
 from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import to_micros
-from agentflow.errors import InvalidInput, LimitExceeded
+from agentflow.errors import ConfigurationError, InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
+from agentflow.expressions import Expression
 from agentflow.flow import CancelOn
 from agentflow.flow_control import NO_FLOW_CONTROL, FlowControl
 from agentflow.functions import (
@@ -224,7 +225,7 @@ def new_event(
     envelope = {"id": event.id or stored_id, "name": event.name, "ts": to_datetime(ts).isoformat()}
     begins_at = max(ts, now)
     trigger_json = json.dumps(envelope)
-    seen = envelope | {"data": event.data}
+    seen = envelope | {"data": loads(data)}
     starts = tuple(
         admitted(
             NewRun(
@@ -244,11 +245,7 @@ def new_event(
             seen,
         )
         for info in functions
-        if any(
-            EventTrigger(**trigger).fits(event.name)
-            for trigger in json.loads(info.triggers)
-            if "name" in trigger  # a schedule has none
-        )
+        if _is_started(info, event.name, seen)
     )
     return NewEvent(
         id=stored_id,
@@ -261,6 +258,28 @@ def new_event(
         correlations=_correlations(seen),
         source_run=source_run,
     )
+
+
+def _is_started(info: FunctionInfo, name: str, event: dict[str, Any]) -> bool:
+    """Whether one of the function's triggers has that name, and its condition is true of the event."""
+    for stored in json.loads(info.triggers):
+        if "name" not in stored:  # a schedule has none
+            continue
+        trigger = EventTrigger(**stored)
+        if not trigger.fits(name):
+            continue
+        if trigger.if_ is None:
+            return True
+        try:
+            condition = Expression.compile(trigger.if_)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"event {name!r} cannot be sent from here, as function {info.id!r} of app {info.app!r} "
+                f"takes it by a condition: {error}"
+            ) from error
+        if condition.is_true(event=event):
+            return True
+    return False
 
 
 def trigger_event(trigger: Json | None, input_json: Json) -> tuple[Event | None, dict[str, Any]]:
@@ -311,6 +330,7 @@ def cancel_waits(
                 timeout_ok=True,
                 timeout_output=None,
                 timeout_error=None,
+                condition=rule.if_,
             )
         )
     return tuple(waits)

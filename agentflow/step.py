@@ -20,8 +20,9 @@ from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
 from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, loads
 from agentflow.durations import Duration, parse_duration, to_micros
-from agentflow.errors import InvalidInput, InvokeTimeout, LimitExceeded
+from agentflow.errors import ConfigurationError, InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
+from agentflow.expressions import BOTH_EVENTS, Expression
 from agentflow.functions import Function, Target
 from agentflow.ids import validate_id
 from agentflow.matching import MISSING, correlation, find
@@ -184,12 +185,15 @@ class Step:
         event: str,
         timeout: Duration,
         match: str | None = None,
+        if_: str | None = None,
         lookback: Duration | None = None,
     ) -> Coroutine[Any, Any, Event | None]:
         """Wait for an event of that name; `None` when `timeout` passes first.
 
         `match="data.user_id"` also demands that the arriving event has the same value there as the event that started
-        this run. `lookback="5m"` takes an event that arrived up to so long before the wait was registered.
+        this run. `if_="async.data.amount > event.data.total"` is a CEL expression over the arriving event (`async`)
+        and the one that started this run (`event`); a bad one fails the run. `lookback="5m"` takes an event that
+        arrived up to so long before the wait was registered.
         """
         key = self._runner.take_key(self._scope, id)
 
@@ -198,6 +202,7 @@ class Step:
                 name=event,
                 topic=event,
                 correlation=None if match is None else self._correlation(match),
+                condition=None if if_ is None else _condition(key, if_),
                 deadline=self._deadline(key, timeout),
                 lookback_from=None
                 if lookback is None
@@ -381,6 +386,13 @@ class Step:
 
 
 NEVER_MATCHES = "!"
+
+
+def _condition(key: str, text: str) -> str:
+    try:
+        return Expression.condition(text, variables=BOTH_EVENTS).text
+    except ConfigurationError as error:
+        raise ConfigurationError(f"step {key!r}: if_: {error}") from error
 
 
 def scoped(step: Step, name: str) -> Step:

@@ -105,6 +105,7 @@ class WaitPlan:
     deadline: Micros
     topic: str | None = None
     correlation: str | None = None
+    condition: str | None = None
     name: str | None = None
     timeout_output: Json | None = "null"
     timeout_error: Exception | None = None

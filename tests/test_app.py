@@ -49,7 +49,18 @@ def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
         ({"on": ""}, "function 'f': on='' names no event"),
         ({"on": ["e"] * 11}, "function 'f' has 11 triggers"),
         ({"on": [3]}, "function 'f': on=3 is no trigger"),
-        ({"on": on_event("e", if_="event.data.x > 1")}, "function 'f': if_= is not in this version"),
+        (
+            {"on": ["a", on_event("e", if_="event.data.x >")]},
+            "function 'f': on=on_event('e', if_=...): the expression 'event.data.x >' is wrong at line 1, column 15",
+        ),
+        (
+            {"on": on_event("e", if_="async.data.x")},
+            "function 'f': on=on_event('e', if_=...): the expression 'async.data.x' is wrong at line 1, column 11",
+        ),
+        (
+            {"on": on_event("e", if_="'x'")},
+            "function 'f': on=on_event('e', if_=...): the expression \"'x'\" is no condition",
+        ),
         ({"on": cron("61 9 * * *")}, "function 'f': on=cron(expr='61 9 * * *'): bad minute"),
         ({"on": cron("@daily", tz="Mars")}, "function 'f': on=cron(tz='Mars'): there is no such time zone"),
         ({"on": cron("@daily", jitter="1y")}, "function 'f': on=cron(jitter='1y'): "),

@@ -14,7 +14,8 @@ from agentflow.stored_errors import decode_error, encode_error, error_from
 
 def stored_error(step: StoredStep) -> AgentflowError:
     """What a failed step raises, on the first run and on replay alike."""
-    return _memoized(error_from(decode_error(step.error or "{}"), step_id=step.key, attempts=step.attempt))
+    error = error_from(decode_error(step.error or "{}"), step_id=step.key, attempts=step.attempt)
+    return _memoized(error, step.key)
 
 
 def outside_value(step: StoredStep, decode: Callable[[Json], Any]) -> Any:
@@ -24,7 +25,8 @@ def outside_value(step: StoredStep, decode: Callable[[Json], Any]) -> Any:
     try:
         return decode(step.output or "null")
     except InvalidInput as error:
-        raise _memoized(InvalidInput(f"what step {step.key!r} has received is not valid: {error}")) from error
+        invalid = InvalidInput(f"what step {step.key!r} has received is not valid: {error}")
+        raise _memoized(invalid, step.key) from error
 
 
 def is_timeout(step: StoredStep) -> bool:
@@ -32,14 +34,18 @@ def is_timeout(step: StoredStep) -> bool:
     return not step.ok and decode_error(step.error or "{}").own == "InvokeTimeout"
 
 
-def _memoized(error: AgentflowError) -> AgentflowError:
-    error.__agentflow_memo__ = True  # type: ignore[attr-defined]
+def _memoized(error: AgentflowError, key: str) -> AgentflowError:
+    error.__agentflow_memo__ = key  # type: ignore[attr-defined]
     return error
 
 
 def is_memoized(error: BaseException) -> bool:
     """Whether it is a step's stored outcome: uncaught, it ends the run without a retry."""
-    return getattr(error, "__agentflow_memo__", False)
+    return _failing_step(error) is not None
+
+
+def _failing_step(error: BaseException) -> str | None:
+    return getattr(error, "__agentflow_memo__", None)
 
 
 def only_cause(error: BaseException) -> BaseException:
@@ -62,7 +68,7 @@ def error_of_run(error: BaseException) -> Json:
         }
     else:
         stored = json.loads(encode_error(error))
-    return json.dumps(stored | {"step_id": getattr(error, "step_id", None)})
+    return json.dumps(stored | {"step_id": getattr(error, "step_id", None) or _failing_step(error)})
 
 
 def error_for_parent(error: Json) -> Json:

@@ -446,17 +446,20 @@ class Runner:
         """The events as they are stored; sent again after a crash they are the same ones."""
         functions = await self.host.list_functions()
         now = self.now()
-        return [
-            new_event(
-                event,
-                now=now,
-                functions=functions,
-                settings=self.settings,
-                event_id=stable_id("evt", self.run_id, source_key, str(position)),
-                source_run=self.run_id,
-            )
-            for position, event in enumerate(events)
-        ]
+        try:
+            return [
+                new_event(
+                    event,
+                    now=now,
+                    functions=functions,
+                    settings=self.settings,
+                    event_id=stable_id("evt", self.run_id, source_key, str(position)),
+                    source_run=self.run_id,
+                )
+                for position, event in enumerate(events)
+            ]
+        except LimitExceeded as error:
+            raise LimitExceeded(f"step {source_key!r}: {error}") from None
 
     # ------------------------------------------------------------------------------------------ writing
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from agentflow.crashpoints import point
 from agentflow.engine.host import TimerHandle
 from agentflow.engine.verdicts import Cancelled, Lost, Raised, Suspended
-from agentflow.errors import InvalidInput, LimitExceeded, NotFound, SignalConflict, Unserialisable
+from agentflow.errors import (
+    ConfigurationError,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    SignalConflict,
+    Unserialisable,
+)
 from agentflow.runs import StepKind
 from agentflow.step_runner import Wait, WaitPlan
 from agentflow.store.protocol import (
@@ -122,7 +129,7 @@ class RunWaits:
             plan = wait.plan(key)
             if inspect.isawaitable(plan):
                 plan = await plan
-        except (InvalidInput, NotFound, Unserialisable) as error:
+        except (ConfigurationError, InvalidInput, NotFound, Unserialisable) as error:
             return await self._end(key, wait, None, None, error, now)
         except LimitExceeded as error:
             runner.decide(Raised(error))
@@ -309,6 +316,7 @@ def _stored_wait(key: str, wait: Wait, plan: WaitPlan, now: Micros) -> StoredWai
         timeout_ok=error is None,
         timeout_output=plan.timeout_output if error is None else None,
         timeout_error=None if error is None else encode_error(error, traceback=False),
+        condition=plan.condition,
     )
 
 

@@ -6,6 +6,7 @@ import json
 
 from agentflow.clock import to_datetime
 from agentflow.store import statements as sql
+from agentflow.store.conditions import Arriving, holds
 from agentflow.store.delivery import Delivery, deliver
 from agentflow.store.operations_runs import cancel_tree, insert_run
 from agentflow.store.protocol import (
@@ -80,12 +81,14 @@ def event_output(event_id: str, name: str, data: Json, ts: int) -> Json:
 
 
 def find_matching_event(
-    name: str, correlation: str | None, *, since: int, run_id: str
+    name: str, correlation: str | None, condition: str | None, *, since: int, run_id: str
 ) -> Work[tuple[str, str, Json, int] | None]:
     """The earliest stored event that fits, leaving out the one that started the run."""
     rows = yield sql.FIND_RECENT_EVENTS, {"name": name, "since": since, "run": run_id}
-    for event_id, event_name, data, ts in rows:
-        if correlation is None or _has_correlation(correlation, event_id, event_name, data, ts):
+    for event_id, event_name, data, ts, dedup_key in rows:
+        if correlation is not None and not _has_correlation(correlation, event_id, event_name, data, ts):
+            continue
+        if (yield from holds(condition, run_id, Arriving(dedup_key or event_id, event_name, data, ts))):
             return event_id, event_name, data, ts
     return None
 
@@ -139,16 +142,19 @@ def _wake_waits(tx: Transaction, event: NewEvent, now: int) -> Work[None]:
     output = event_output(event.id, event.name, event.data, event.ts)
     started = {run.id for run in event.starts}
     cancelled: list[str] = []
-    for run_id, key, kind, correlation, deadline in waits:
-        if run_id in started:
+    arriving = Arriving(event.dedup_key or event.id, event.name, event.data, event.ts)
+    for run_id, key, kind, correlation, deadline, condition in waits:
+        if run_id in started or (kind == CANCEL_KIND and deadline <= now):
             continue
         is_checked = event.correlations is not None or correlation is None
         if not is_checked and not _has_correlation(correlation, event.id, event.name, event.data, event.ts):
             continue
-        if kind != CANCEL_KIND:
-            yield from deliver(tx, run_id, key, now, (True, output, None))
-        elif deadline > now:
+        if not (yield from holds(condition, run_id, arriving)):
+            continue
+        if kind == CANCEL_KIND:
             cancelled.append(run_id)
+        else:
+            yield from deliver(tx, run_id, key, now, (True, output, None))
     if cancelled:
         yield from cancel_tree(tx, cancelled, f"event {event.name!r} ({event.id})", now)
 

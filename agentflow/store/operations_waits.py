@@ -118,7 +118,7 @@ def _what_is_there(op: RegisterWait) -> Work[tuple[bool, str | None, str | None]
             return True, signal_output(wait.topic, rows[0][0]), None
     if wait.kind == "event" and wait.topic is not None and op.lookback_from is not None:
         event = yield from find_matching_event(
-            wait.topic, wait.correlation, since=op.lookback_from, run_id=op.run.run_id
+            wait.topic, wait.correlation, wait.condition, since=op.lookback_from, run_id=op.run.run_id
         )
         if event is not None:
             return True, event_output(*event), None

@@ -96,6 +96,8 @@ class StoredWait(NamedTuple):
     timeout_ok: bool
     timeout_output: Json | None
     timeout_error: Json | None
+    condition: str | None = None
+    """A CEL expression over `event`, what started the run, and `async`, the event that arrives: it has to be true."""
 
 
 class Gates(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, event, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, Table, and_, event, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.approvals import ApprovalRequest
@@ -349,7 +349,8 @@ def _runs() -> Select[Any]:
 
 
 def _open_attempts(which: ColumnElement[bool]) -> Select[Any]:
-    """The last failed attempt of each step that has no outcome yet, while its run has none."""
+    """The last failed attempt of each step that has no outcome yet, and of the code between steps while it is to be
+    tried again; of runs that have not ended."""
     last = (
         select(attempt.run_id, attempt.key, func.max(attempt.n).label("n"))
         .where(which)
@@ -362,11 +363,16 @@ def _open_attempts(which: ColumnElement[bool]) -> Select[Any]:
         .correlate(attempt.n.table)
         .exists()
     )
+    # The failures of the code stay when it has got further: then the run waits for something that is due later.
+    is_over = and_(
+        attempt.key.startswith("@"),
+        or_(run.status == int(Status.RUNNING), run.ready_at > attempt.next_at),
+    )
     return (
         select(*attempt)
         .join(last, and_(last.c.run_id == attempt.run_id, last.c.key == attempt.key, last.c.n == attempt.n))
         .join(run.id.table, run.id == attempt.run_id)
-        .where(~has_outcome, run.status < int(Status.COMPLETED), ~attempt.key.startswith(CANCELLED))
+        .where(~has_outcome, ~is_over, run.status < int(Status.COMPLETED), ~attempt.key.startswith(CANCELLED))
         .order_by(attempt.run_id, attempt.key)
     )
 

@@ -234,6 +234,7 @@ class WaitRow(Base, table=True):
     timeout_ok: bool
     timeout_output: str | None = _maybe_text()
     timeout_error: str | None = _maybe_text()
+    condition: str | None = _maybe_text()
 
 
 class EventRow(Base, table=True):

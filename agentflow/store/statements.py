@@ -84,6 +84,7 @@ WAIT_COLUMNS = (
     wait.timeout_ok,
     wait.timeout_output,
     wait.timeout_error,
+    wait.condition,
 )
 MODEL_CALL_COLUMNS = (
     model_call.key,
@@ -385,7 +386,7 @@ DELETE_WAITS = Statement(lambda _: delete(_WAIT).where(wait.run_id == text("run"
 FIND_SIGNAL_WAIT = Statement(
     lambda _: select(wait.run_id, wait.key).where(wait.topic == text("name"), wait.kind == raw("'signal'"))
 )
-_EVENT_WAIT = (wait.run_id, wait.key, wait.kind, wait.correlation, wait.deadline)
+_EVENT_WAIT = (wait.run_id, wait.key, wait.kind, wait.correlation, wait.deadline, wait.condition)
 _FOR_EVENTS = wait.kind.in_((raw("'event'"), raw(f"'{CANCEL_KIND}'")))
 FIND_EVENT_WAITS = Statement(
     lambda d: (
@@ -403,7 +404,7 @@ FIND_ALL_EVENT_WAITS = Statement(
         select(*_EVENT_WAIT).where(wait.topic == text("name"), _FOR_EVENTS).order_by(wait.run_id, wait.key)
     )
 )
-
+READ_TRIGGER = Statement(lambda _: select(run_io.trigger, run_io.input).where(run_io.run_id == text("run")))
 
 # ------------------------------------------------------------------------------------------- events and signals
 
@@ -421,7 +422,7 @@ READ_EVENT_RUNS = Statement(
 )
 FIND_RECENT_EVENTS = Statement(
     lambda _: (
-        select(event.id, event.name, event.data, event.ts)
+        select(event.id, event.name, event.data, event.ts, event.dedup_key)
         .where(
             event.name == text("name"),
             event.received_at >= big("since"),

@@ -186,6 +186,23 @@ async def test_an_event_of_tomorrow_starts_its_run_tomorrow() -> None:
         assert await page.app.runs.handle(run.id).status() is RunStatus.WAITING
 
 
+async def test_a_condition_starts_wakes_and_cancels() -> None:
+    page = load("how-to/conditions.md")
+    async with harness(page.app) as h:
+        orders = [("1", 99, "FR"), ("2", 100, "FR"), ("3", 500, "ES"), ("4", 500, "IT")]
+        for order, total, country in orders:
+            data = {"order": order, "total": total, "country": country}
+            await h.send({"name": "shop/order.placed", "data": data})
+        await h.idle()
+        third, second = (await page.app.runs.list()).data
+        await h.send({"name": "shop/order.paid", "data": {"order": "2", "amount": 99}})
+        await h.send({"name": "shop/order.changed", "data": {"order": "2", "total": 200}})
+        await h.send({"name": "shop/order.changed", "data": {"order": "3", "total": 50}})
+        await h.send({"name": "shop/order.paid", "data": {"order": "2", "amount": 100}})
+        assert await page.app.runs.handle(second.id).result(5) == "paid"
+        assert (await page.app.runs.get(third.id)).status is RunStatus.CANCELLED
+
+
 async def test_sub_runs_are_runs_of_their_own() -> None:
     page = load("how-to/sub-runs.md")
     async with harness(page.app) as h:

@@ -203,7 +203,10 @@ async def test_an_event_sent_by_a_step_cancels_too(database_url: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (CancelOn("e", if_="event.data.x"), r"function 'f': cancel_on=CancelOn\(if_=...\) is not in this"),
+        (
+            CancelOn("e", if_="async.data.x == foo"),
+            r"function 'f': cancel_on=CancelOn\('e', if_=...\): the expression 'async.data.x == foo' is wrong at line",
+        ),
         ([CancelOn("e")] * 6, r"function 'f': cancel_on= holds 6 values, at most 5"),
         ("e", r"function 'f': cancel_on='e' is no CancelOn"),
     ],

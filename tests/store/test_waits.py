@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
+import pytest
+
+from agentflow import expressions
+from agentflow.errors import ConfigurationError
 from agentflow.matching import correlation
 from agentflow.store.protocol import (
     Adopt,
@@ -251,6 +256,35 @@ async def test_wait_and_send_of_one_batch_find_each_other(world: World) -> None:
     assert await wait == Waits(9_000)
     await send
     assert len((await world.submit(Adopt(key, 1, 1_600))).steps) == 1
+
+
+async def test_wait_with_a_condition_and_send_of_one_batch_find_each_other(world: World) -> None:
+    key = await world.start()  # its input is {"n": 1}
+    waits = [
+        a_wait(f"w{n}", "event", "paid", condition=f"async.data.user == event.data.n + {n}") for n in (6, 7)
+    ]
+    registered = [asyncio.ensure_future(world.wait(key, wait)) for wait in waits]
+    await asyncio.sleep(0)
+    await world.store.submit(SendEvents((an_event(),), 1_400, key))  # its data is {"user": 7}
+    assert [await answer for answer in registered] == [Waits(9_000), Waits(9_000)]
+    assert [step.key for step in (await world.submit(Adopt(key, 1, 1_600))).steps] == ["w6"]
+
+
+async def test_an_event_that_meets_a_condition_where_there_is_no_cel_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await world.start()
+    await world.wait(key, a_wait("w", "event", "paid", condition="async.data.user == 7"))
+    monkeypatch.setitem(sys.modules, "cel_expr_python", None)
+    expressions._compiled.cache_clear()
+    names = ("before", "paid", "after")
+    sent = [
+        world.store.submit(SendEvents((an_event(name, f"{key.run_id}-{name}"),), 1_400)) for name in names
+    ]
+    answers = await asyncio.gather(*sent, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Sent, ConfigurationError, Sent]
+    assert await world.store.queries.get_event(f"{key.run_id}-paid") is None
+    assert await world.store.queries.get_event(f"{key.run_id}-after") is not None
 
 
 async def test_a_cancelled_run_s_waits_are_gone(world: World) -> None:

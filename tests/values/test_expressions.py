@@ -143,6 +143,97 @@ def test_a_hostile_expression_ends_by_its_budget() -> None:
     assert not Expression.compile(loops).is_true(event=EVENT)
 
 
+DOUBLED = "[[1]]" + ".map(x, [x, x])" * 26
+HOSTILE = {
+    "a list compared for each of its elements": (
+        "event.data.l.all(a, event.data.l == event.data.l)",
+        range(9000),
+    ),
+    "a text searched for each element": ("event.data.l.all(a, !event.data.s.contains('yz'))", range(9000)),
+    "a text matched for each element": (
+        "event.data.l.all(a, !event.data.s.matches('(x+x+)+y'))",
+        range(9000),
+    ),
+    "a long text that is nearly there": ("event.data.s.contains(event.data.nearly)", []),
+    "a pattern with many states": ("event.data.s.matches('((x|y|xy|xxy){0,9}){0,99}z')", []),
+    "a pattern that an event brings": ("event.data.s.matches(event.data.pattern)", []),
+    "a pattern that is put together": ("event.data.s.matches('(x?)' + event.data.pattern)", []),
+    "a long pattern for each element": (
+        "event.data.l.all(a, !'x'.matches(event.data.s))",
+        range(100),
+    ),
+    "an element by a float": (
+        "event.data.l.all(a, event.data.t[0.0].contains(event.data.nearly))",
+        range(100),
+    ),
+    "the length of a text for each element": ("event.data.l.all(a, size(event.data.s) > 0)", range(9000)),
+    "expressions made for each element": (
+        "event.data.l.all(a, !event.data.s.matches('(a{100}){9}' + string(a)))",
+        range(9000),
+    ),
+    "a text that doubles": ("['s']" + ".map(x, x + x)" * 28 + ".all(x, size(x) > 3)", []),
+    "a list that doubles": ("[[1]]" + ".map(x, x + x)" * 26 + ".all(x, 3 in x)", []),
+    "a tree that doubles": (DOUBLED + ".all(x, x == x)", []),
+    "a large copy": ("event.data.l.map(x, x).size() > 0", range(9000)),
+    "a copy in a loop": ("event.data.l.all(a, event.data.l.map(b, b).size() > 0)", range(100)),
+    "a map of copies": ("event.data.l.map(a, {'a': event.data.l, 'b': event.data.l}) == []", range(3000)),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_could_hang_a_worker_is_not_evaluated_for_long(case: str) -> None:
+    text, numbers = HOSTILE[case]
+    nearly, pattern = "x" * 100_000 + "y", "x?" * 9_000
+    event = {
+        "data": {
+            "l": list(numbers),
+            "s": "x" * 300_000,
+            "t": ["x" * 300_000],
+            "nearly": nearly,
+            "pattern": pattern,
+        }
+    }
+    expression = Expression.compile(text)
+    began = time.monotonic()
+    with pytest.raises(ExpressionFailed, match="budget"):
+        expression.evaluate(event=event)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "event.data.items.exists(item, item.sku == event.data.sku && item.n > 3)",
+        "event.data.items.exists_one(item, item.n == 4)",
+        "event.data.items.filter(item, item.n < 5).size() == 5",
+        "event.data.items.map(item, item.n)[7] == 7",
+        "event.data.few.all(a, event.data.few.exists(b, a == b))",
+        "event.data.few.exists(a, event.data.items.exists(item, item.n == a + 10))",
+        "event.data.few.exists(a, a in event.data.few.map(b, b + 1))",
+        "event.data.by_sku.exists(sku, event.data.by_sku[sku] == 9)",
+        "{'a': event.data.few}.a.exists(a, a == 3)",
+        "(event.data.sku == 's9' ? event.data.few : []).exists(a, a == 3)",
+        "event.data.few.exists(a, event.data.text.matches('x+') && a == 9)",
+        "event.data.text.contains('xxx') && event.data.items.all(item, item.title.contains('some'))",
+        "event.data.items.all(item, item.title.matches('[a-z ]{3,}length( .*)?'))",
+        "!event.data.text.matches('[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}')",
+        "event.data.items.exists(item, item.title.contains(event.data.sku) || item.sku.matches(event.data.sku))",
+    ],
+)
+def test_what_is_meant_for_real_events_is_within_the_budget(text: str) -> None:
+    items = [{"sku": f"s{n}", "n": n, "title": "a title of some length " * 3} for n in range(900)]
+    event = {
+        "data": {
+            "items": items,
+            "sku": "s9",
+            "few": list(range(10)),
+            "by_sku": {item["sku"]: item["n"] for item in items},
+            "text": "x" * 20_000,
+        }
+    }
+    assert Expression.compile(text).evaluate(event=event) is True
+
+
 def test_without_the_library_the_error_says_what_to_install() -> None:
     script = """
 import sys

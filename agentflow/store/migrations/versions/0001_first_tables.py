@@ -403,6 +403,7 @@ def upgrade() -> None:
         sa.Column("timeout_ok", sa.Boolean(), nullable=False),
         sa.Column("timeout_output", sa.Text(), nullable=True),
         sa.Column("timeout_error", sa.Text(), nullable=True),
+        sa.Column("condition", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "key"),
         sqlite_with_rowid=False,
     )
