@@ -185,8 +185,3 @@ async def test_two_workers_share_the_runs_of_one_app(database_url: str) -> None:
         runs = [await app.start(f) for _ in range(2)]
         for run in runs:
             await run.result(10)
-
-
-def test_a_setting_that_would_have_no_effect_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="retention"):
-        App("t", settings=Settings(retention="30d"))  # type: ignore[arg-type]

@@ -197,7 +197,8 @@ def _take_from_rate(rule: RateRule, now: int) -> Work[bool]:
         log[-1][1] += 1
     else:
         log.append([moment, 1])
-    yield flow_sql.WRITE_RATE, {"key": rule.key, "log": json.dumps(log, separators=(",", ":"))}
+    text = json.dumps(log, separators=(",", ":"))
+    yield flow_sql.WRITE_RATE, {"key": rule.key, "log": text, "at": now + rule.period}
     return True
 
 

@@ -374,6 +374,22 @@ class PlanRun(NamedTuple):
     now: Micros
 
 
+class Prune(NamedTuple):
+    """Remove runs that ended before an instant, with all that is theirs: of the next `most` by (created_at, id)."""
+
+    before: Micros
+    after: tuple[Micros, str] | None
+    most: int
+
+
+class PruneLoose(NamedTuple):
+    """Remove up to `most` events that are as old and started no run that is left; with the last of them, old keys."""
+
+    before: Micros
+    now: Micros
+    most: int
+
+
 class StartRun(NamedTuple):
     """Store a run. With `owner` it is inserted already running and owned (epoch 1) unless that worker is fenced."""
 
@@ -651,6 +667,8 @@ Operation = (
     | ListSchedules
     | TickSchedule
     | PlanRun
+    | Prune
+    | PruneLoose
     | BeginModelCall
     | SettleModelCall
     | SlowModelCalls
@@ -781,6 +799,14 @@ class Schedules(NamedTuple):
     due: tuple[tuple[str, Micros], ...]
 
 
+class Pruned(NamedTuple):
+    """How much was removed, and where to go on; `after=None`: nothing is left."""
+
+    runs: int = 0
+    events: int = 0
+    after: tuple[Micros, str] | None = None
+
+
 class Ticked(NamedTuple):
     """The runs that were started. `moved=False`: somebody else was first, or the schedule is gone; nothing was done."""
 
@@ -815,6 +841,7 @@ Outcome = (
     | Cancelled
     | Schedules
     | Ticked
+    | Pruned
     | NotBefore
 )
 

@@ -405,6 +405,7 @@ class RateRow(Base, table=True):
 
     key: str = _key()
     log: str = _text()
+    at: int = _big()
 
 
 class HolderRow(Base, table=True):

@@ -36,7 +36,7 @@ def _upsert(d: Flavour, table: Any, *changed: str) -> Any:
     )
 
 
-WRITE_RATE = Statement(lambda d: _upsert(d, table_of(RateRow), "log"))
+WRITE_RATE = Statement(lambda d: _upsert(d, table_of(RateRow), "log", "at"))
 READ_HOLDER = Statement(
     lambda _: select(holder.run_id, holder.since, holder.size).where(holder.key == text("key"))
 )

@@ -76,6 +76,7 @@ def upgrade() -> None:
         "agentflow_rate",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("log", sa.Text(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("key"),
     )
     op.create_table(
