@@ -75,7 +75,7 @@ def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
         ),
         ({"retrys": 1}, "function 'f': there is no setting 'retrys'"),
         ({"concurrency": "x"}, "function 'f': concurrency='x' is no Concurrency"),
-        ({"priority": 1}, "function 'f': FlowControl(priority=1): priority is neither a dotted path"),
+        ({"priority": 1}, "function 'f': priority=1: give a dotted path, an expression or a function"),
         ({"throttle": 1}, "function 'f': throttle=1: give Throttle(...)"),
         ({"rate_limit": 1}, "function 'f': rate_limit=1: give RateLimit(...)"),
         ({"debounce": 1}, "function 'f': debounce=1: give Debounce(...)"),

@@ -171,7 +171,8 @@ class Admission(NamedTuple):
     def looks_at(self) -> list[str]:
         """The keys that are looked at when the run is stored."""
         rules = (self.rate, self.collect, self.singleton)
-        return [*self.gates.names(), *(rule.key for rule in rules if rule is not None)]
+        once = () if self.idempotency is None else (f"once:{self.idempotency}",)
+        return [*self.gates.names(), *once, *(rule.key for rule in rules if rule is not None)]
 
 
 UNPLANNED = "?"
@@ -329,6 +330,8 @@ class ClaimedRun:
     """The concurrency keys under which it executes; whoever lets the run go gives them back."""
     batch: tuple[Json, ...] = ()
     """The events that joined it after the first one."""
+    start_by: Micros | None = None
+    """When it had to have begun."""
     plan: Plan | None = None
     """What its worker has to find out before it may begin."""
 
@@ -493,6 +496,7 @@ class Suspend(NamedTuple):
     ready_at: Micros
     reason: str | None = None
     slots: tuple[str, ...] = ()
+    now: Micros = 0
 
 
 class Release(NamedTuple):

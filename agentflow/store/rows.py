@@ -417,6 +417,7 @@ class HolderRow(Base, table=True):
     run_id: str = _text()
     since: int = _big()
     size: int = Field()
+    epoch: int = _big()
 
 
 class JoinedRow(Base, table=True):
