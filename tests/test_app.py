@@ -10,7 +10,6 @@ import pytest
 from agentflow import App, Context, Step, cron, on_event
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.flow import Throttle
-from agentflow.settings import Settings
 
 
 async def plain(ctx: Context[int], step: Step) -> int:
