@@ -81,10 +81,6 @@ class App:
             raise ConfigurationError(f"App({id!r}): {error}") from None
         self.id = id
         self._settings = resolve(settings, database_url=database_url)
-        if self._settings.retention is not None:
-            raise ConfigurationError(
-                f"App({id!r}): Settings(retention=) is not in this version yet: nothing is removed"
-            )
         self._registry = Registry(id)
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -63,7 +63,7 @@ class Throttle:
 
 @dataclass(frozen=True)
 class RateLimit:
-    """At most `limit` runs begin in a `period`; the others are `skipped`."""
+    """At most `limit` runs are started in a `period`; the others are `skipped`."""
 
     limit: int
     period: Duration

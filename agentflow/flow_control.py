@@ -39,6 +39,10 @@ class FlowControl:
             value = getattr(self, name)
             if not isinstance(value, kind | None):
                 raise ConfigurationError(f"{name}={value!r}: give {kind.__name__}(...)")
+        if not (self.priority is None or isinstance(self.priority, str) or callable(self.priority)):
+            raise ConfigurationError(
+                f"priority={self.priority!r}: give a dotted path, an expression or a function of the event"
+            )
         check_key(self, "priority")
         for name, key in self._keys():
             if isinstance(key, str) and not is_path(key):

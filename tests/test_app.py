@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from agentflow import App, Context, Step, cron, on_event
-from agentflow.app import LATER
 from agentflow.errors import ConfigurationError, NotFound
-from agentflow.settings import Settings
+from agentflow.flow import Throttle
 
 
 async def plain(ctx: Context[int], step: Step) -> int:
@@ -74,7 +73,16 @@ def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
             "function 'f': on=cron('0 0 * * *'): its data is an agentflow.flow.CronTick",
         ),
         ({"retrys": 1}, "function 'f': there is no setting 'retrys'"),
-        *[({name: 1}, f"function 'f': {name}= is not in this version") for name in LATER],
+        ({"concurrency": "x"}, "function 'f': concurrency='x' is no Concurrency"),
+        ({"priority": 1}, "function 'f': priority=1: give a dotted path, an expression or a function"),
+        ({"throttle": 1}, "function 'f': throttle=1: give Throttle(...)"),
+        ({"rate_limit": 1}, "function 'f': rate_limit=1: give RateLimit(...)"),
+        ({"debounce": 1}, "function 'f': debounce=1: give Debounce(...)"),
+        ({"batch": 1}, "function 'f': batch=1: give Batch(...)"),
+        ({"singleton": 1}, "function 'f': singleton=1: give Singleton(...)"),
+        ({"idempotency": 1}, "function 'f': idempotency=1: give Idempotency(...)"),
+        ({"priority": "event.data.("}, "function 'f': priority='event.data.(': the expression "),
+        ({"throttle": Throttle(1, "1m", key="x(")}, "function 'f': throttle key='x(': the expression "),
     ],
 )
 def test_a_bad_setting_is_refused_with_the_functions_name(config: dict[str, Any], message: str) -> None:
@@ -176,8 +184,3 @@ async def test_two_workers_share_the_runs_of_one_app(database_url: str) -> None:
         runs = [await app.start(f) for _ in range(2)]
         for run in runs:
             await run.result(10)
-
-
-def test_a_setting_that_would_have_no_effect_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="retention"):
-        App("t", settings=Settings(retention="30d"))  # type: ignore[arg-type]

@@ -14,6 +14,8 @@ from agentflow.cli.find_app import HOW_TO_NAME_ONE, find_ref, load_app
 
 if TYPE_CHECKING:
     from agentflow.app import App
+    from agentflow.settings import Settings
+    from agentflow.store.protocol import Store
 
 ANYBODY = "agentflow-cli"
 """The App of a command that knows only a database: it has no functions, and looks at the runs of all apps."""
@@ -60,6 +62,24 @@ async def open_app(app: App) -> AsyncIterator[App]:
         yield app
     finally:
         await app.close()
+
+
+@asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    """Open the database alone, with tables that are there already."""
+    from agentflow.store.opening import open_store
+
+    with_database(settings.database_url)
+    store = open_store(settings.database_url, settings=settings)
+    try:
+        await store.open(migrate=False)
+        yield store
+    except Exception as error:
+        if isinstance(error, OSError | TimeoutError) or is_of_a_driver(error):
+            raise unreachable(settings.database_url, error) from error
+        raise
+    finally:
+        await store.close()
 
 
 def with_database(url: str) -> None:

@@ -131,7 +131,9 @@ class Conclusion:
         due = min(due, runner.time_limit.deadline)
         while True:
             answer = await self._store.submit(
-                Suspend(runner.run_key, mail, Status.SLEEPING, due, reason, runner.claimed.slots)
+                Suspend(
+                    runner.run_key, mail, Status.SLEEPING, due, reason, runner.claimed.slots, runner.now()
+                )
             )
             match answer:
                 case MailChanged(cancel=True):

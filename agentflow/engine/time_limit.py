@@ -6,11 +6,9 @@ memory a timer does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from datetime import datetime
 
-from agentflow.clock import NEVER, from_datetime
+from agentflow.clock import NEVER
 from agentflow.durations import to_micros
 from agentflow.engine.host import Host, TimerHandle
 from agentflow.engine.verdicts import Cancelled
@@ -43,9 +41,9 @@ class TimeLimit:
         """End the run if its time is over, and give True; else see to it that it ends in time."""
         if self._timeouts is None:
             return False
-        start = self._timeouts.start
-        if start is not None and self._began_at > _due_at(self._claimed) + to_micros(start):
-            self._on_over(Cancelled(f"it had not begun within {start} (timeouts.start)"))
+        start_by = self._claimed.start_by
+        if self._timeouts.start is not None and start_by is not None and self._began_at >= start_by:
+            self._on_over(Cancelled(f"it had not begun within {self._timeouts.start} (timeouts.start)"))
             return True
         if self.deadline <= self._host.clock.now():
             self._end()
@@ -61,10 +59,3 @@ class TimeLimit:
     def _end(self) -> None:
         assert self._timeouts is not None
         self._on_over(Cancelled(f"it had not ended within {self._timeouts.finish} (timeouts.finish)"))
-
-
-def _due_at(claimed: ClaimedRun) -> Micros:
-    """When the run was to begin: at once, or at the time its event was sent for."""
-    if claimed.trigger is None:
-        return claimed.created_at
-    return max(claimed.created_at, from_datetime(datetime.fromisoformat(json.loads(claimed.trigger)["ts"])))

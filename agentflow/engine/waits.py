@@ -236,7 +236,15 @@ class RunWaits:
         ready_at = min(self._earliest(), runner.time_limit.deadline)
         point("before_suspend")
         submitted = runner.submit(
-            Suspend(runner.run_key, self.mail, status, ready_at, self._reason(), runner.claimed.slots)
+            Suspend(
+                runner.run_key,
+                self.mail,
+                status,
+                ready_at,
+                self._reason(),
+                runner.claimed.slots,
+                runner.now(),
+            )
         )
         submitted.add_done_callback(lambda future: self._suspended(future, ready_at))
 

@@ -17,6 +17,7 @@ from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
 from agentflow.engine.lanes import Lanes
 from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
+from agentflow.engine.retention import Retention
 from agentflow.engine.runner import Runner
 from agentflow.engine.schedules import Schedules
 from agentflow.engine.tasks import install_task_factory
@@ -125,6 +126,7 @@ class Worker:
             gates=gates,
             on_open=self._wakeups.look_for_runs,
         )
+        self._retention = Retention(store, clock, keep=settings.retention, rng=self._rng)
         self._schedules = Schedules(store, clock, registry, app=app)
         self._reaper = Reaper(
             store,
@@ -165,6 +167,7 @@ class Worker:
             asyncio.create_task(self._release_orphans(), name="agentflow-orphans"),
             asyncio.create_task(self._schedules.run(), name="agentflow-schedules"),
             asyncio.create_task(self._lanes.run(), name="agentflow-lanes"),
+            asyncio.create_task(self._retention.run(), name="agentflow-retention"),
         ]
 
     async def stop(self) -> None:

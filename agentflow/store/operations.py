@@ -12,6 +12,7 @@ from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
 from agentflow.store.operations_model_limits import begin_model_call, settle_model_call, slow_model_calls
 from agentflow.store.operations_races import commit_race
+from agentflow.store.operations_retention import prune, prune_loose
 from agentflow.store.operations_runs import (
     cancel_run,
     finish,
@@ -77,6 +78,8 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.ListSchedules: list_schedules,
     p.TickSchedule: tick_schedule,
     p.PlanRun: plan_run,
+    p.Prune: prune,
+    p.PruneLoose: prune_loose,
     p.BeginModelCall: begin_model_call,
     p.SettleModelCall: settle_model_call,
     p.SlowModelCalls: slow_model_calls,
@@ -96,6 +99,8 @@ _ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
 _NEVER_STRICT = (
     p.AppendStream,
     p.ListSchedules,
+    p.Prune,
+    p.PruneLoose,
     p.BeginModelCall,
     p.SettleModelCall,
     p.SlowModelCalls,

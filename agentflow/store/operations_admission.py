@@ -44,19 +44,23 @@ class Dropped(NamedTuple):
 Verdict = Fresh | Joined | Dropped
 
 
-def admit(tx: Transaction, run: NewRun, now: int) -> Work[Verdict]:
-    """Apply the rules of the run's function, in the order in which a run can still be dropped."""
+def admit(tx: Transaction, run: NewRun, now: int, *, epoch: int = 0) -> Work[Verdict]:
+    """Apply the rules of the run's function, in the order in which a run can still be dropped.
+
+    `epoch` is that of a run that is stored already, and was claimed to be planned.
+    """
     admission = run.admission
     if admission is None:
         return Fresh(run)
     yield from lock_keys(tx, admission.looks_at())
     if admission.idempotency is not None:
-        known = yield from _take_idempotency(run, admission.idempotency, now)
+        known = yield from _find_idempotency(run, admission.idempotency, now)
         if known is not None:
             return Dropped(f"idempotency: run {known} had the key {admission.idempotency}")
     if admission.collect is not None:
         joined = yield from _join(run, admission.collect, now)
         if joined is not None:
+            yield from _keep_idempotency(run, joined, now)
             return Joined(joined)
     held_by = None
     if admission.singleton is not None:
@@ -67,12 +71,13 @@ def admit(tx: Transaction, run: NewRun, now: int) -> Work[Verdict]:
         return Dropped(_rate_reason(admission.rate))
     if admission.singleton is not None:
         yield flow_sql.WRITE_HOLDER, _holder(admission.singleton.key, run.id, now)
+    yield from _keep_idempotency(run, run.id, now)
     reason = None
     if admission.collect is not None:
         rule = admission.collect
         if rule.most != 1:
-            yield flow_sql.WRITE_HOLDER, _holder(rule.key, run.id, now)
-            run = run._replace(ready_at=run.ready_at + rule.wait)
+            yield flow_sql.WRITE_HOLDER, _holder(rule.key, run.id, now, epoch=epoch)
+            run = _due_at(run, run.ready_at + rule.wait)
             reason = _collect_reason(rule)
     lane = None
     if reason is None:
@@ -102,30 +107,37 @@ def _lane_of(run: NewRun, now: int) -> Work[str | None]:
     return None
 
 
-def _take_idempotency(run: NewRun, value: str, now: int) -> Work[str | None]:
-    """Take the key for 24 hours; the run that has it already."""
+def _find_idempotency(run: NewRun, value: str, now: int) -> Work[str | None]:
+    """The run that has the key, if it still counts."""
     key = {"app": run.app, "function": run.function, "key": f"flow:{value}"}
-    until = now + KEY_LIFETIME
-    rows = yield sql.INSERT_KEY, {**key, "run_id": run.id, "digest": "", "until": until}
-    if rows:
+    rows = yield sql.READ_KEY, key
+    if not rows or rows[0][0] == run.id or rows[0][2] <= now:
         return None
-    [(held_by, _, held_until)] = yield sql.READ_KEY, key
-    if held_by == run.id:
-        return None
-    if held_until > now:
-        return str(held_by)
-    yield (
-        sql.RENEW_KEY,
-        {
-            "new_run": run.id,
-            "new_digest": "",
-            "new_until": until,
-            "of_app": run.app,
-            "of_function": run.function,
-            "of_key": key["key"],
-        },
-    )
-    return None
+    return str(rows[0][0])
+
+
+def _keep_idempotency(run: NewRun, run_id: str, now: int) -> Work[None]:
+    """Keep the key for 24 hours: the run is not dropped any more."""
+    if run.admission is None or run.admission.idempotency is None:
+        return
+    key, until = f"flow:{run.admission.idempotency}", now + KEY_LIFETIME
+    of = {"of_app": run.app, "of_function": run.function, "of_key": key}
+    row = {
+        "app": run.app,
+        "function": run.function,
+        "key": key,
+        "run_id": run_id,
+        "digest": "",
+        "until": until,
+    }
+    if not (yield sql.INSERT_KEY, row):
+        yield sql.RENEW_KEY, {"new_run": run_id, "new_digest": "", "new_until": until, **of}
+
+
+def _due_at(run: NewRun, ready_at: int) -> NewRun:
+    """The run, to begin later: so is the time by which it has to."""
+    start_by = None if run.start_by is None else run.start_by + ready_at - run.ready_at
+    return run._replace(ready_at=ready_at, start_by=start_by)
 
 
 def _join(run: NewRun, rule: CollectRule, now: int) -> Work[str | None]:
@@ -136,7 +148,7 @@ def _join(run: NewRun, rule: CollectRule, now: int) -> Work[str | None]:
     rows = yield flow_sql.READ_HOLDER, {"key": rule.key}
     if not rows:
         return None
-    holder, since, size = rows[0]
+    holder, since, size, epoch = rows[0]
     if holder == run.id:
         return None
     if rule.most is None:
@@ -145,7 +157,19 @@ def _join(run: NewRun, rule: CollectRule, now: int) -> Work[str | None]:
             ready_at = min(ready_at, since + rule.longest)
     else:
         ready_at = now if size + 1 >= rule.most else since + rule.wait
-    put_off = yield flow_sql.PUT_OFF, {"ready": ready_at, "run": holder}
+    assert run.admission is not None
+    # Of a debounced run the last start decides what it has to pass.
+    gates = run.admission.gates.to_json() if rule.most is None else None
+    put_off = yield (
+        flow_sql.PUT_OFF,
+        {
+            "ready": ready_at,
+            "start_by": _due_at(run, ready_at).start_by,
+            "new_gates": gates,
+            "run": holder,
+            "at_epoch": epoch,
+        },
+    )
     if not put_off:
         return None
     event = None
@@ -157,7 +181,7 @@ def _join(run: NewRun, rule: CollectRule, now: int) -> Work[str | None]:
     if rule.most is not None and size + 1 >= rule.most:
         yield flow_sql.DROP_HOLDER, {"key": rule.key}
     else:
-        yield flow_sql.WRITE_HOLDER, _holder(rule.key, holder, since, size=size + 1)
+        yield flow_sql.WRITE_HOLDER, _holder(rule.key, holder, since, size=size + 1, epoch=epoch)
     return str(holder)
 
 
@@ -197,12 +221,13 @@ def _take_from_rate(rule: RateRule, now: int) -> Work[bool]:
         log[-1][1] += 1
     else:
         log.append([moment, 1])
-    yield flow_sql.WRITE_RATE, {"key": rule.key, "log": json.dumps(log, separators=(",", ":"))}
+    text = json.dumps(log, separators=(",", ":"))
+    yield flow_sql.WRITE_RATE, {"key": rule.key, "log": text, "at": now + rule.period}
     return True
 
 
-def _holder(key: str, run_id: str, since: int, *, size: int = 1) -> dict[str, Any]:
-    return {"key": key, "run_id": run_id, "since": since, "size": size}
+def _holder(key: str, run_id: str, since: int, *, size: int = 1, epoch: int = 0) -> dict[str, Any]:
+    return {"key": key, "run_id": run_id, "since": since, "size": size, "epoch": epoch}
 
 
 def _rate_reason(rule: RateRule) -> str:

@@ -73,18 +73,18 @@ def pass_gates(
         yield flow_sql.BLOCK_RUNS, {"lane": lane, "why": reason_of(lane), "ids": run_ids, "by": worker_id}
     yield from visit.write_throttles(tx)
     for key in visit.left_open():
-        yield from let_through(tx, key)
+        yield from let_through(tx, key, now)
     return frozenset(passed)
 
 
-def free_slots(tx: Transaction, run_ids: Collection[str], keys: Collection[str] = ()) -> Work[None]:
+def free_slots(tx: Transaction, run_ids: Collection[str], now: int, keys: Collection[str] = ()) -> Work[None]:
     """These runs execute no longer: their slots go to the first in the lanes. `keys` are theirs, where known."""
     yield from lock_keys(tx, keys)
     rows = yield flow_sql.FREE_SLOTS, {"ids": sorted(run_ids)}
     freed = [key for (key,) in rows]
     yield from lock_keys(tx, freed)
     for key in sorted(set(freed)):
-        yield from let_through(tx, key, most=freed.count(key))
+        yield from let_through(tx, key, now, most=freed.count(key))
 
 
 def leave_lanes(tx: Transaction, run_id: str, now: int) -> Work[None]:
@@ -96,14 +96,14 @@ def leave_lanes(tx: Transaction, run_id: str, now: int) -> Work[None]:
     gates = Gates.from_json(stored)
     yield from lock_keys(tx, gates.names())
     for key in gates.slots:
-        yield from let_through(tx, key)
+        yield from let_through(tx, key, now)
     if gates.throttle is not None and started_at is None:
         yield from _pass_on(tx, gates.throttle, run_id, now)
 
 
-def let_through(tx: Transaction, key: str, *, most: int = 1) -> Work[int]:
+def let_through(tx: Transaction, key: str, now: int, *, most: int = 1) -> Work[int]:
     """Let the first of a lane try again; how many there were. The key's lock is held."""
-    rows = yield flow_sql.LET_THROUGH, {"lane": key, "most": most}
+    rows = yield flow_sql.LET_THROUGH, {"lane": key, "most": most, "now": now}
     if rows:
         tx.tell(HintKind.READY)
     return len(rows)
@@ -127,7 +127,7 @@ def tend_lanes(tx: Transaction, op: TendLanes) -> Work[int]:
     stale = yield flow_sql.FREE_STALE_SLOTS, {}
     for key in sorted({key for (key,) in stale}):
         yield from lock_keys(tx, [key])
-        yield from let_through(tx, key)
+        yield from let_through(tx, key, op.now)
     lanes = [lane for (lane,) in (yield flow_sql.LIST_LANES, {"after": ""}) if not lane.startswith(LAG)]
     found = 0
     for lane in lanes:
@@ -147,7 +147,10 @@ def _tend(tx: Transaction, op: TendLanes, lane: str, gates: Gates, limits: GateL
     yield from lock_keys(tx, [lane])
     room = yield from _room(lane, gates, limits)
     mine = {"lane": lane, "app": op.app, "functions": op.functions}
-    rows = yield flow_sql.LET_MINE_THROUGH, {**mine, "most": max(0, min(room, MOST_LET_THROUGH))}
+    rows = yield (
+        flow_sql.LET_MINE_THROUGH,
+        {**mine, "most": max(0, min(room, MOST_LET_THROUGH)), "now": op.now},
+    )
     if rows:
         tx.tell(HintKind.READY)
     return len(rows)

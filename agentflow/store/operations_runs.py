@@ -92,7 +92,7 @@ def plan_run(tx: Transaction, op: PlanRun) -> Work[Done | Fenced]:
     if isinstance(state, Fenced):
         return state
     run_id = op.run.run_id
-    [(app, function, text, trigger, tags)] = yield flow_sql.READ_ORIGIN, {"id": run_id}
+    [(app, function, text, trigger, tags, start_by)] = yield flow_sql.READ_ORIGIN, {"id": run_id}
     run = NewRun(
         id=run_id,
         app=app,
@@ -104,16 +104,17 @@ def plan_run(tx: Transaction, op: PlanRun) -> Work[Done | Fenced]:
         trigger=trigger,
         tags=tuple(json.loads(tags or "[]")),
         admission=op.admission,
+        start_by=start_by,
     )
-    verdict = yield from admit(tx, run, op.now)
+    verdict = yield from admit(tx, run, op.now, epoch=op.run.epoch)
     match verdict:
         case Joined(run_id=other):
             yield from _drop(tx, run_id, f"joined run {other}", state, op.now)
         case Dropped(reason=reason):
             yield from _drop(tx, run_id, reason, state, op.now)
         case Fresh(cancels=cancels):
-            place = _place_of(verdict)
-            yield flow_sql.PLAN_RUN, {"new_gates": op.admission.gates.to_json(), "run": run_id, **place}
+            planned = {"new_gates": op.admission.gates.to_json(), "start_by": verdict.run.start_by}
+            yield flow_sql.PLAN_RUN, {"run": run_id, **planned, **_place_of(verdict)}
             yield from cancel_tree(tx, list(cancels), f"singleton: run {run_id} takes its place", op.now)
             tx.tell(HintKind.READY)
     return Done(state.mail, state.cancel)
@@ -214,7 +215,7 @@ def suspend(tx: Transaction, op: Suspend) -> Work[Done | MailChanged | Fenced]:
         )
         if rows:
             if op.slots:
-                yield from free_slots(tx, [op.run.run_id], op.slots)
+                yield from free_slots(tx, [op.run.run_id], op.now, op.slots)
             tx.tell(HintKind.READY)
             return Done(mail=op.mail)
         # Nothing was hit: look again, for what came between the two statements.
@@ -234,7 +235,7 @@ def release(tx: Transaction, op: Release) -> Work[Done | Fenced]:
         {"now": op.now, "run": op.run.run_id, "at_epoch": op.run.epoch, "by": op.run.worker_id},
     )
     if op.slots:
-        yield from free_slots(tx, [op.run.run_id], op.slots)
+        yield from free_slots(tx, [op.run.run_id], op.now, op.slots)
     tx.tell(HintKind.READY)
     return Done(state.mail, state.cancel)
 
@@ -261,7 +262,7 @@ def finish(tx: Transaction, op: Finish) -> Work[Done | Fenced]:
     if op.status == Status.CANCELLED:
         yield from _cancel_children(tx, run_id, op.reason, op.now)
     if op.slots:
-        yield from free_slots(tx, [run_id], op.slots)
+        yield from free_slots(tx, [run_id], op.now, op.slots)
     if op.follow_up is not None:
         yield from insert_run(tx, op.follow_up, op.now)
     return Done(state.mail, state.cancel)

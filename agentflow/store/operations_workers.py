@@ -154,6 +154,7 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
             model_calls=tuple(journal.calls[row.id]),
             slots=_slots_of(row, op.gates),
             batch=tuple(journal.batches[row.id]),
+            start_by=row.start_by,
             plan=_plan_of(row, op.gates),
         )
         for row in rows
@@ -180,6 +181,7 @@ class _Row(NamedTuple):
     ready_at: int
     gates: str | None
     blocked_on: str | None
+    start_by: int | None
 
 
 def _pick(tx: Transaction, op: Claim, limit: int) -> Work[tuple[int, list[_Row]]]:
@@ -389,6 +391,6 @@ def _take_runs(
         if hit:
             taken.append(run_id)
     if taken:
-        yield from free_slots(tx, taken)
+        yield from free_slots(tx, taken, now)
         tx.tell(HintKind.READY)
     return taken

@@ -171,7 +171,8 @@ class Admission(NamedTuple):
     def looks_at(self) -> list[str]:
         """The keys that are looked at when the run is stored."""
         rules = (self.rate, self.collect, self.singleton)
-        return [*self.gates.names(), *(rule.key for rule in rules if rule is not None)]
+        once = () if self.idempotency is None else (f"once:{self.idempotency}",)
+        return [*self.gates.names(), *once, *(rule.key for rule in rules if rule is not None)]
 
 
 UNPLANNED = "?"
@@ -329,6 +330,8 @@ class ClaimedRun:
     """The concurrency keys under which it executes; whoever lets the run go gives them back."""
     batch: tuple[Json, ...] = ()
     """The events that joined it after the first one."""
+    start_by: Micros | None = None
+    """When it had to have begun."""
     plan: Plan | None = None
     """What its worker has to find out before it may begin."""
 
@@ -372,6 +375,22 @@ class PlanRun(NamedTuple):
     admission: Admission
     ready_at: Micros
     now: Micros
+
+
+class Prune(NamedTuple):
+    """Remove runs that ended before an instant, with all that is theirs: of the next `most` by (created_at, id)."""
+
+    before: Micros
+    after: tuple[Micros, str] | None
+    most: int
+
+
+class PruneLoose(NamedTuple):
+    """Remove up to `most` events that are as old and started no run that is left; with the last of them, old keys."""
+
+    before: Micros
+    now: Micros
+    most: int
 
 
 class StartRun(NamedTuple):
@@ -477,6 +496,7 @@ class Suspend(NamedTuple):
     ready_at: Micros
     reason: str | None = None
     slots: tuple[str, ...] = ()
+    now: Micros = 0
 
 
 class Release(NamedTuple):
@@ -651,6 +671,8 @@ Operation = (
     | ListSchedules
     | TickSchedule
     | PlanRun
+    | Prune
+    | PruneLoose
     | BeginModelCall
     | SettleModelCall
     | SlowModelCalls
@@ -781,6 +803,14 @@ class Schedules(NamedTuple):
     due: tuple[tuple[str, Micros], ...]
 
 
+class Pruned(NamedTuple):
+    """How much was removed, and where to go on; `after=None`: nothing is left."""
+
+    runs: int = 0
+    events: int = 0
+    after: tuple[Micros, str] | None = None
+
+
 class Ticked(NamedTuple):
     """The runs that were started. `moved=False`: somebody else was first, or the schedule is gone; nothing was done."""
 
@@ -815,6 +845,7 @@ Outcome = (
     | Cancelled
     | Schedules
     | Ticked
+    | Pruned
     | NotBefore
 )
 

@@ -405,6 +405,7 @@ class RateRow(Base, table=True):
 
     key: str = _key()
     log: str = _text()
+    at: int = _big()
 
 
 class HolderRow(Base, table=True):
@@ -416,6 +417,7 @@ class HolderRow(Base, table=True):
     run_id: str = _text()
     since: int = _big()
     size: int = Field()
+    epoch: int = _big()
 
 
 class JoinedRow(Base, table=True):

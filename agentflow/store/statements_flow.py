@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, delete, exists, func, null, select, update
+from sqlalchemy import BigInteger, Integer, case, delete, exists, func, null, select, update
 from sqlalchemy import literal_column as raw
 from sqlalchemy import text as raw_text
 
@@ -15,6 +15,7 @@ from agentflow.store.statements import function, run, run_io
 
 _RUN = table_of(RunRow)
 _LANE = _RUN.alias("lane")
+_COLLECTOR = _RUN.alias("collector")
 slot = table_of(SlotRow).c
 bucket = table_of(BucketRow).c
 rate = table_of(RateRow).c
@@ -36,23 +37,41 @@ def _upsert(d: Flavour, table: Any, *changed: str) -> Any:
     )
 
 
-WRITE_RATE = Statement(lambda d: _upsert(d, table_of(RateRow), "log"))
+WRITE_RATE = Statement(lambda d: _upsert(d, table_of(RateRow), "log", "at"))
 READ_HOLDER = Statement(
-    lambda _: select(holder.run_id, holder.since, holder.size).where(holder.key == text("key"))
+    lambda _: select(holder.run_id, holder.since, holder.size, holder.epoch).where(holder.key == text("key"))
 )
-WRITE_HOLDER = Statement(lambda d: _upsert(d, table_of(HolderRow), "run_id", "since", "size"))
+WRITE_HOLDER = Statement(lambda d: _upsert(d, table_of(HolderRow), "run_id", "since", "size", "epoch"))
 DROP_HOLDER = Statement(lambda _: delete(table_of(HolderRow)).where(holder.key == text("key")))
 READ_JOINED = Statement(lambda _: select(joined.run_id).where(joined.id == text("id")))
 INSERT_JOINED = Statement(lambda d: d.insert(table_of(JoinedRow)).on_conflict_do_nothing())
-# A run that was claimed collects no more, even if a gate sent it back.
-PUT_OFF = Statement(
-    lambda _: (
+
+
+def _put_off(_: Flavour) -> Any:
+    # A run that was claimed to begin collects no more, even if a gate sent it back; nor does one that is claimed now.
+    collecting = (
+        select(_COLLECTOR.c.id)
+        .where(
+            _COLLECTOR.c.id == text("run"),
+            _COLLECTOR.c.status == raw("0", Integer),
+            _COLLECTOR.c.epoch == big("at_epoch"),
+        )
+        .with_for_update(skip_locked=True, of=_COLLECTOR)
+        .cte("collecting")
+    )
+    return (
         update(_RUN)
-        .values(ready_at=big("ready"))
-        .where(run.id == text("run"), _QUEUED, run.epoch == raw("0", Integer))
+        .values(
+            ready_at=big("ready"),
+            deadline=big("start_by"),
+            gates=func.coalesce(text("new_gates"), run.gates),
+        )
+        .where(run.id == collecting.c.id)
         .returning(run.id)
     )
-)
+
+
+PUT_OFF = Statement(_put_off)
 REPLACE_INPUT = Statement(
     lambda _: (
         update(table_of(RunIoRow))
@@ -62,7 +81,7 @@ REPLACE_INPUT = Statement(
 )
 READ_ORIGIN = Statement(
     lambda _: (
-        select(run.app, run.function, run_io.input, run_io.trigger, run_io.tags)
+        select(run.app, run.function, run_io.input, run_io.trigger, run_io.tags, run.deadline)
         .join_from(_RUN, table_of(RunIoRow), run_io.run_id == run.id)
         .where(run.id == text("id"))
     )
@@ -78,6 +97,7 @@ PLAN_RUN = Statement(
             blocked_on=text("blocked_on"),
             order_at=big("order_at"),
             reason=text("reason"),
+            deadline=big("start_by"),
         )
         .where(run.id == text("run"))
     )
@@ -162,7 +182,8 @@ def _let_through(d: Flavour, *conditions: Any) -> Any:
         .values(
             blocked_on=null(),
             reason=null(),
-            ready_at=func.coalesce(run.order_at, run.created_at),
+            # One that goes behind others has its place in the future; here it is the first.
+            ready_at=case((run.order_at < big("now"), run.order_at), else_=big("now")),
         )
         .where(run.id == heads.c.id)
         .returning(run.id)

@@ -110,6 +110,7 @@ def _claim(d: Flavour) -> Any:
             run.ready_at,
             run.gates,
             run.blocked_on,
+            run.deadline,
         )
     )
 

@@ -95,3 +95,19 @@ async def _is_open_without_migrating(project: Project) -> bool:
     await store.open(migrate=False)
     await store.close()
     return True
+
+
+def test_prune_removes_what_ended_long_ago_and_wants_to_know_how_long(
+    project: Project, empty_folder: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTFLOW_DATABASE_URL", f"sqlite:///{empty_folder / 'some.db'}")
+    assert shell("db", "upgrade").returncode == 0
+    unsaid = shell("db", "prune")
+    assert (unsaid.returncode, "--older-than" in unsaid.stderr) == (2, True)
+    wrong = shell("db", "prune", "--older-than", "soon")
+    assert (wrong.returncode, "soon" in wrong.stderr) == (2, True)
+    pruned = shell("db", "prune", "--older-than", "30d")
+    assert pruned.returncode == 0, pruned.stderr
+    assert pruned.stdout == "removed 0 run(s) and 0 event(s) that were older than 30 days, 0:00:00\n"
+    monkeypatch.setenv("AGENTFLOW_RETENTION", "7d")
+    assert shell("db", "prune", "--json").stdout == '{"runs": 0, "events": 0}\n'

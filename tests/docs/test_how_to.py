@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -280,6 +281,11 @@ async def test_a_failed_run_is_done_again_from_a_step_or_with_other_data(
         with pytest.raises(RunFailed, match="KeyError"):
             await same.result(5)
         assert capsys.readouterr().out == "looking for c\nlooking for b\n"
+
+
+def test_the_retention_of_the_page_is_a_setting() -> None:
+    page = load("how-to/retention.md")
+    assert page.app.settings.retention == timedelta(days=30)
 
 
 async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -10,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentflow import Step
-from agentflow.app import LATER
+from agentflow import App, Step
 from agentflow.auth import __all__ as auth_names
 from agentflow.client import Functions, Runs
 from agentflow.inference import Inference
@@ -110,7 +110,9 @@ def test_what_the_readme_calls_missing_is_missing() -> None:
     section = README.partition("## Not in this version")[2].partition("\n## ")[0]
     there = {*dir(Step), *dir(Inference), *dir(Runs), *dir(Functions), *auth_names}
     assert "JWT" not in there
-    assert all(f"`{name}`" in section for name in LATER)
+    settings = set(inspect.signature(App.function).parameters) - {"self", "id", "config"}
+    assert "concurrency" in settings
+    assert [name for name in settings if re.search(rf"`{name}\b", section)] == []
 
 
 def test_the_commands_that_the_readme_calls_missing_are_missing() -> None:

@@ -113,6 +113,18 @@ async def test_an_invoked_run_that_is_skipped_raises_in_its_parent(database_url:
         assert (await second.result()).startswith("RunSkipped: ")
 
 
+async def test_a_start_that_is_skipped_takes_no_key_and_no_place(database_url: str) -> None:
+    app = limited(idempotency=Idempotency("data.who"), rate_limit=RateLimit(1, "1m"))
+    async with harness(app, database_url=database_url) as h:
+        await h.start("work", {"who": "ana"})
+        skipped = await h.start("work", {"who": "ben"})
+        assert await skipped.status() is RunStatus.SKIPPED
+        await h.advance("2m")
+        later = await h.start("work", {"who": "ben"})
+        await h.idle()
+        assert await later.result() == "ben"
+
+
 async def test_one_run_for_a_key_in_24_hours(database_url: str) -> None:
     app = limited(idempotency=Idempotency("data.who"))
     async with harness(app, database_url=database_url) as h:

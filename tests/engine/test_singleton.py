@@ -125,3 +125,18 @@ async def test_a_run_of_negative_priority_begins_at_once_where_nobody_else_wants
         run = await h.start(work, -1)
         await h.idle()
         assert await run.result() == -1
+
+
+async def test_nor_does_a_slot_that_was_taken_hold_it_up_for_longer(database_url: str) -> None:
+    app = App("t")
+
+    @app.function(concurrency=1, priority=lambda event: -600 * event["data"])
+    async def work(ctx: Context[int], step: Step) -> int:
+        return ctx.data
+
+    async with harness(app, database_url=database_url) as h:
+        await h.crash()
+        runs = [await h.start(work, n) for n in (0, 1, 0, 1)]
+        await h.restart()
+        await h.idle()
+        assert [await run.status() for run in runs] == [RunStatus.COMPLETED] * 4

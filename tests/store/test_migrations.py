@@ -114,7 +114,8 @@ def test_no_table_has_more_than_six_indexes_and_none_is_tied_to_another() -> Non
 
     for table in Base.metadata.tables.values():
         assert table.name.startswith("agentflow_")
-        assert len(table.indexes) <= 5, table.name  # and the primary key
+        # Beside the primary key; the sixth of runs is that of lanes, which holds none but runs that are blocked.
+        assert len(table.indexes) <= 6, table.name
         assert not table.foreign_keys
 
 
