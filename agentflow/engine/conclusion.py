@@ -193,6 +193,7 @@ class Conclusion:
                 parent_error,
                 follow_up,
                 runner.claimed.slots,
+                has_parent=runner.claimed.parent_key is not None,
             )
         )
         point("after_finish")

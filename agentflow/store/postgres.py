@@ -14,6 +14,7 @@ import asyncpg  # type: ignore[import-untyped]
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store.hints import Hints
+from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.operations import apply, workers_of
 from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_workers import (
@@ -43,7 +44,6 @@ from agentflow.store.protocol import (
 )
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction
-from agentflow.store.writer import Writer
 
 POOL_SIZE = 4
 LONGEST_PAUSE = 1.0
@@ -74,7 +74,7 @@ class PostgresStore:
         self._leases: dict[str, Lease] = {}
         self._suspects: dict[str, Suspects] = {}
         self._hints = Hints()
-        self._writer: Writer | None = None
+        self._writer: LoopWriter | None = None
         self._notices: Notices | None = None
         self._pool: asyncpg.Pool[Any] | None = None
         self._queries = SqlQueries(lambda: make_engine(dsn))
@@ -94,7 +94,7 @@ class PostgresStore:
                 "user and password in the URL are right"
             ) from error
         backend = PostgresBackend(self._dsn, strict=self._strict, leases=self._leases)
-        writer = Writer(backend, listener=self._tell_all, name="agentflow-writer")
+        writer = LoopWriter(backend, listener=self._tell_all, name="agentflow-writer")
         await writer.start()
         self._writer = writer
         self._pool = await asyncpg.create_pool(

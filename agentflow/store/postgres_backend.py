@@ -1,7 +1,8 @@
-"""PostgreSQL: the writer's connection, in a loop of the writer's thread.
+"""PostgreSQL: the writer's connection.
 
-A batch of steps is one statement and one round trip, its fence included. Other batches are a transaction that first
-takes its locks (the workers' rows, names, run rows, each in order) and then does its work.
+A batch of steps is one statement and one round trip, its fence included; so are one of starts and one of ends. Other
+batches are a transaction that first takes its locks (the workers' rows, names, run rows, each in order) and then does
+its work.
 """
 
 from __future__ import annotations
@@ -15,45 +16,37 @@ import asyncpg  # type: ignore[import-untyped]
 from agentflow.crashpoints import point
 from agentflow.store import protocol as p
 from agentflow.store import statements as sql
+from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
 from agentflow.store.postgres_connection import connect, is_conflict, is_outage
-from agentflow.store.postgres_vectors import FENCE, Lease, Plan, commit_steps, finish_runs, start_runs
+from agentflow.store.postgres_vectors import (
+    FENCE,
+    Lease,
+    Plan,
+    commit_steps,
+    finish_runs,
+    start_runs,
+    wake_parents,
+)
 from agentflow.store.protocol import Hint
 from agentflow.store.transaction import Transaction, Work, lock_keys
-from agentflow.store.writer import Fault
-
-POLL_SECONDS = 3600.0
 
 
 class PostgresBackend:
-    """The writer's connection; every method is called in the writer's thread."""
-
-    commits_inline = False
+    """The writer's connection."""
 
     def __init__(self, dsn: str, *, strict: bool, leases: dict[str, Lease]) -> None:
         self._dsn = dsn
         self._strict = strict
         self._leases = leases
-        self._loop: asyncio.AbstractEventLoop
         self._connection: asyncpg.Connection[Any]
 
-    def connect(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        try:
-            self._connection = self._loop.run_until_complete(connect(self._dsn))
-        except BaseException:
-            self._loop.close()
-            raise
+    async def connect(self) -> None:
+        self._connection = await connect(self._dsn, waits_for_disk=self._strict)
 
-    def disconnect(self) -> None:
-        try:
-            self._connection.terminate()
-            self._loop.run_until_complete(asyncio.sleep(0))
-        finally:
-            self._loop.close()
-
-    def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
-        return self._loop.run_until_complete(self._commit(operations))
+    async def disconnect(self) -> None:
+        self._connection.terminate()
+        await asyncio.sleep(0)
 
     def diagnose(self, error: Exception) -> Fault:
         if is_conflict(error):
@@ -62,30 +55,24 @@ class PostgresBackend:
             return Fault.OUTAGE
         return Fault.POISON
 
-    def recover(self) -> None:
+    async def recover(self) -> None:
         """A connection that broke is replaced; what it did is found out by playing the batch again."""
         if self._connection.is_closed():
-            self._connection = self._loop.run_until_complete(connect(self._dsn))
+            await self.connect()
 
-    def poll(self) -> tuple[float, list[Hint]]:
-        return POLL_SECONDS, []
-
-    # ------------------------------------------------------------------------------------------- a batch
-
-    async def _commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
+    async def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
         point("before_commit")
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
         plan = Plan.of(operations)
-        if len(plan.steps) == len(operations) and strict:
-            outcomes: list[Any] = [None] * len(operations)
-            await commit_steps(self._connection, operations, plan.steps, self._leases, outcomes)
-            left = [index for index in plan.steps if outcomes[index] is None]
-            hints: list[Hint] = []
+        hints: list[Hint] = []
+        if plan.is_one_statement(operations) and strict == self._strict:
+            outcomes, hints = await self._commit_at_once(operations, plan)
+            left = [index for index, outcome in enumerate(outcomes) if outcome is None]
             if left:
-                # There already, or fenced: a second transaction says which.
-                told, hints = await self._transact(
-                    [operations[index] for index in left], Plan(), strict=strict
-                )
+                # There already, or fenced: a transaction says which.
+                rest = [operations[index] for index in left]
+                told, more = await self._transact(rest, Plan(), strict=strict)
+                hints += more
                 for index, outcome in zip(left, told, strict=True):
                     outcomes[index] = outcome
         else:
@@ -93,23 +80,37 @@ class PostgresBackend:
         point("after_commit")
         return outcomes, hints
 
+    async def _commit_at_once(self, operations: Sequence[Any], plan: Plan) -> tuple[list[Any], list[Hint]]:
+        """One statement, one round trip."""
+        tx = Transaction(frozenset())
+        outcomes: list[Any] = [None] * len(operations)
+        if plan.starts:
+            await start_runs(self._connection, tx, operations, plan.starts, self._leases, outcomes)
+        elif plan.steps:
+            await commit_steps(self._connection, operations, plan.steps, self._leases, outcomes)
+        elif plan.finishes:
+            await finish_runs(self._connection, tx, operations, plan.finishes, self._leases, outcomes)
+        return outcomes, tx.hints
+
     async def _transact(
         self, operations: Sequence[Any], plan: Plan, *, strict: bool
     ) -> tuple[list[Any], list[Hint]]:
         """Carry out the batch: what goes together by a statement each, the rest one by one."""
         connection = self._connection
         try:
-            await connection.execute("BEGIN" if strict else "BEGIN; SET LOCAL synchronous_commit = off")
+            setting = "" if strict == self._strict else f"; SET LOCAL synchronous_commit = {_on(strict)}"
+            await connection.execute(f"BEGIN{setting}")
             tx = Transaction(await alive(connection, workers_of(operations), self._leases))
             if len(operations) > 1 or isinstance(operations[0], p.SendEvents | p.TickSchedule):
                 await drive(connection, _lock_in_order(tx, operations))
             outcomes: list[Any] = [None] * len(operations)
             if len(plan.starts) > 1:
-                await start_runs(connection, tx, operations, plan.starts, outcomes)
+                await start_runs(connection, tx, operations, plan.starts, self._leases, outcomes)
             if len(plan.steps) > 1:
                 await commit_steps(connection, operations, plan.steps, self._leases, outcomes)
             if len(plan.finishes) > 1:
-                await drive(connection, finish_runs(tx, operations, plan.finishes, outcomes))
+                parents = await finish_runs(connection, tx, operations, plan.finishes, self._leases, outcomes)
+                await drive(connection, wake_parents(tx, parents))
             for index, operation in enumerate(operations):
                 if outcomes[index] is None:
                     outcomes[index] = await drive(connection, apply(tx, operation))
@@ -118,6 +119,10 @@ class PostgresBackend:
             await rollback(connection)
             raise
         return outcomes, tx.hints
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
 
 
 async def alive(

@@ -25,18 +25,23 @@ _OUTAGES = (
 )
 
 
-async def connect(dsn: str, *, command_timeout: float = COMMAND_SECONDS) -> asyncpg.Connection[Any]:
-    """A connection with agentflow's settings."""
+async def connect(
+    dsn: str, *, command_timeout: float = COMMAND_SECONDS, waits_for_disk: bool = True
+) -> asyncpg.Connection[Any]:
+    """A connection with agentflow's settings; it commits as the server is set up to, or does not wait for its disk."""
+    settings = {
+        "application_name": "agentflow",
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+        "default_transaction_isolation": "read committed",
+    }
+    if not waits_for_disk:
+        settings["synchronous_commit"] = "off"
     return await asyncpg.connect(
         dsn,
         timeout=CONNECT_SECONDS,
         command_timeout=command_timeout,
         statement_cache_size=300,
-        server_settings={
-            "application_name": "agentflow",
-            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
-            "default_transaction_isolation": "read committed",
-        },
+        server_settings=settings,
     )
 
 

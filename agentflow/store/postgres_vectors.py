@@ -6,13 +6,10 @@ One statement must not change one row twice (of two changes one vanishes), so a 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import text
-
 from agentflow.clock import NEVER
-from agentflow.store.operations_functions import paused_functions
 from agentflow.store.operations_runs import wake_parent
 from agentflow.store.protocol import (
     CommitStep,
@@ -25,8 +22,6 @@ from agentflow.store.protocol import (
     StartRun,
     Status,
 )
-from agentflow.store.statement import Statement
-from agentflow.store.statements import READ_PAUSED
 from agentflow.store.transaction import Transaction, Work
 
 
@@ -44,6 +39,11 @@ class Plan:
         self.starts: list[int] = []
         self.steps: list[int] = []
         self.finishes: list[int] = []
+
+    def is_one_statement(self, operations: Sequence[Any]) -> bool:
+        """Whether one statement does it all, so that it needs no transaction around it."""
+        most = max(len(self.starts), len(self.steps), len(self.finishes))
+        return most == len(operations) and not any(operations[index].has_parent for index in self.finishes)
 
     @classmethod
     def of(cls, operations: Sequence[Any]) -> Plan:
@@ -136,23 +136,29 @@ _COMMIT_STEPS = f"""
     SELECT added.run_id, added.key, owned.mail, owned.cancel FROM added JOIN owned ON owned.id = added.run_id
 """
 
-_START_RUNS = """
-    WITH given AS MATERIALIZED (
-        SELECT * FROM unnest(
-            $1::text[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::bigint[], $8::int[],
-            $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[],
-            $16::text[], $17::text[], $18::text[], $19::text[]
-        ) AS g(id, app, function, status, ready_at, owner, epoch, depth, version, parent_id, parent_key, root_id,
-               rerun_of, created_at, started_at, input, trigger, tags, event_id)
+_START_RUNS = f"""
+    WITH me AS MATERIALIZED ({FENCE}),
+    given AS MATERIALIZED (
+        SELECT *, owner IN (SELECT id FROM me) AND NOT EXISTS (
+            SELECT 1 FROM agentflow_function f
+            WHERE f.app = g.app AND f.id = g.function AND f.paused_at IS NOT NULL
+        ) AS begins
+        FROM unnest(
+            $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::int[], $9::text[], $10::text[],
+            $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[], $16::text[], $17::text[],
+            $18::text[], $19::text[]
+        ) AS g(id, app, function, ready_at, owner, depth, version, parent_id, parent_key, root_id, rerun_of,
+               created_at, now, input, trigger, tags, event_id)
     ),
     added AS (
         INSERT INTO agentflow_run
             (id, app, function, status, ready_at, owner, epoch, mail, crash_count, depth, version, parent_id,
              parent_key, root_id, rerun_of, created_at, started_at)
-        SELECT id, app, function, status, ready_at, owner, epoch, 0, 0, depth, version, parent_id,
-               parent_key, root_id, rerun_of, created_at, started_at
+        SELECT id, app, function, CASE WHEN begins THEN 1 ELSE 0 END, ready_at, CASE WHEN begins THEN owner END,
+               CASE WHEN begins THEN 1 ELSE 0 END, 0, 0, depth, version, parent_id, parent_key, root_id, rerun_of,
+               created_at, CASE WHEN begins THEN now END
         FROM given ORDER BY id
-        ON CONFLICT (id) DO NOTHING RETURNING id
+        ON CONFLICT (id) DO NOTHING RETURNING id, epoch
     ),
     payload AS (
         INSERT INTO agentflow_run_io (run_id, input, trigger, tags)
@@ -164,17 +170,17 @@ _START_RUNS = """
         SELECT g.event_id, g.id FROM given g JOIN added ON added.id = g.id WHERE g.event_id IS NOT NULL
         ON CONFLICT DO NOTHING
     )
-    SELECT id FROM added
+    SELECT id, epoch FROM added
 """
 
-_FINISH_RUNS = Statement(
-    lambda _: text(f"""
-    WITH given AS MATERIALIZED (
+_FINISH_RUNS = f"""
+    WITH me AS MATERIALIZED ({FENCE}),
+    given AS MATERIALIZED (
         SELECT * FROM unnest(
-            CAST(:run_ids AS text[]), CAST(:workers AS text[]), CAST(:epochs AS bigint[]), CAST(:statuses AS int[]),
-            CAST(:outputs AS text[]), CAST(:errors AS text[]), CAST(:reasons AS text[]),
-            CAST(:parent_errors AS text[]), CAST(:nows AS bigint[])
+            $3::text[], $4::text[], $5::bigint[], $6::int[], $7::text[], $8::text[], $9::text[], $10::text[],
+            $11::bigint[]
         ) AS g(run_id, worker_id, epoch, status, output, error, reason, parent_error, now)
+        WHERE worker_id IN (SELECT id FROM me)
     ),
     ended AS (
         UPDATE agentflow_run r
@@ -197,29 +203,28 @@ _FINISH_RUNS = Statement(
         WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status = 'pending'
     )
     SELECT id, parent_id, parent_key, mail, cancel FROM ended
-    """)
-)
+"""
 
 
 async def start_runs(
-    connection: Any, tx: Transaction, operations: Sequence[Any], which: list[int], outcomes: list[Any]
+    connection: Any,
+    tx: Transaction,
+    operations: Sequence[Any],
+    which: list[int],
+    leases: Mapping[str, Lease],
+    outcomes: list[Any],
 ) -> None:
-    """Insert these runs; outcomes of those that were there already stay `None`."""
+    """Insert these runs, fence included; outcomes of those that were there already stay `None`."""
     rows = []
-    if tx.paused is None and any(operations[index].owner in tx.alive for index in which):
-        tx.paused = paused_functions(await connection.fetch(READ_PAUSED.postgres.sql))
     for index in which:
         run, now, wanted = operations[index]
-        owner = wanted if wanted in tx.alive and (run.app, run.function) not in (tx.paused or ()) else None
         rows.append(
             (
                 run.id,
                 run.app,
                 run.function,
-                int(Status.QUEUED if owner is None else Status.RUNNING),
                 run.ready_at,
-                owner,
-                0 if owner is None else 1,
+                wanted,
                 run.depth,
                 run.version,
                 run.parent_id,
@@ -227,18 +232,20 @@ async def start_runs(
                 run.root_id,
                 run.rerun_of,
                 run.created_at,
-                None if owner is None else now,
+                now,
                 run.input,
                 run.trigger,
                 json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
                 run.event_id,
             )
         )
-    added = {row[0] for row in await connection.fetch(_START_RUNS, *map(list, zip(*rows, strict=True)))}
+    workers = [operations[index].owner for index in which if operations[index].owner is not None]
+    added = dict(await connection.fetch(_START_RUNS, *_fences(workers, leases), *zip(*rows, strict=True)))
     for index, row in zip(which, rows, strict=True):
-        if row[0] in added:
-            outcomes[index] = Started(row[0], created=True, epoch=row[6])
-            if row[5] is None:
+        epoch = added.get(row[0])
+        if epoch is not None:
+            outcomes[index] = Started(row[0], created=True, epoch=epoch)
+            if epoch == 0:
                 tx.tell(HintKind.READY)
 
 
@@ -246,19 +253,15 @@ async def commit_steps(
     connection: Any,
     operations: Sequence[Any],
     which: list[int],
-    leases: dict[str, Lease],
+    leases: Mapping[str, Lease],
     outcomes: list[Any],
 ) -> None:
     """Insert these steps, fence included; outcomes of those that were not inserted stay `None`."""
     steps: list[CommitStep] = [operations[index] for index in which]
     keys = [operation.run for operation in steps]
-    # Looked up once: another thread may take a lease from the dict meanwhile.
-    owners = sorted({key.worker_id for key in keys})
-    held = {worker_id: lease.epoch for worker_id in owners if (lease := leases.get(worker_id))}
     rows = await connection.fetch(
         _COMMIT_STEPS,
-        list(held),
-        list(held.values()),
+        *_fences((key.worker_id for key in keys), leases),
         [key.run_id for key in keys],
         [key.worker_id for key in keys],
         [key.epoch for key in keys],
@@ -269,42 +272,51 @@ async def commit_steps(
         outcomes[index] = added.get((operation.run.run_id, operation.step.key))
 
 
-def finish_runs(
-    tx: Transaction, operations: Sequence[Any], which: list[int], outcomes: list[Any]
-) -> Work[None]:
-    """End these runs and wake their parents; outcomes of those that are not ours stay `None`."""
-    ours: dict[str, int] = {}
-    for index in which:
-        if operations[index].run.worker_id in tx.alive:
-            ours[operations[index].run.run_id] = index
-    finishes: list[Finish] = [operations[index] for index in ours.values()]
-    if not finishes:
-        return
-    rows = yield (
+async def finish_runs(
+    connection: Any,
+    tx: Transaction,
+    operations: Sequence[Any],
+    which: list[int],
+    leases: Mapping[str, Lease],
+    outcomes: list[Any],
+) -> list[Any]:
+    """End these runs, fence included; outcomes of those that are not ours stay `None`. Gives who waits for an end:
+    (parent_id, parent_key, operation) in order of their ids."""
+    finishes: dict[str, int] = {operations[index].run.run_id: index for index in which}
+    ops: list[Finish] = [operations[index] for index in finishes.values()]
+    rows = await connection.fetch(
         _FINISH_RUNS,
-        {
-            "run_ids": [op.run.run_id for op in finishes],
-            "workers": [op.run.worker_id for op in finishes],
-            "epochs": [op.run.epoch for op in finishes],
-            "statuses": [int(op.status) for op in finishes],
-            "outputs": [op.output for op in finishes],
-            "errors": [op.error for op in finishes],
-            "reasons": [op.reason for op in finishes],
-            "parent_errors": [op.parent_error for op in finishes],
-            "nows": [op.now for op in finishes],
-        },
+        *_fences((op.run.worker_id for op in ops), leases),
+        [op.run.run_id for op in ops],
+        [op.run.worker_id for op in ops],
+        [op.run.epoch for op in ops],
+        [int(op.status) for op in ops],
+        [op.output for op in ops],
+        [op.error for op in ops],
+        [op.reason for op in ops],
+        [op.parent_error for op in ops],
+        [op.now for op in ops],
     )
+    parents = []
     for run_id, parent_id, parent_key, mail, cancel in sorted(rows, key=lambda row: (row[1] or "", row[0])):
-        op: Finish = operations[ours[run_id]]
-        outcomes[ours[run_id]] = Done(mail, cancel)
+        outcomes[finishes[run_id]] = Done(mail, cancel)
         tx.tell(HintKind.ENDED, run_id)
+        if parent_id is not None and parent_key is not None:
+            parents.append((parent_id, parent_key, operations[finishes[run_id]]))
+    return parents
+
+
+def wake_parents(tx: Transaction, parents: Sequence[Any]) -> Work[None]:
+    """Hand these ends to those who wait for them."""
+    for parent_id, parent_key, op in parents:
+        error = op.parent_error or op.error
         yield from wake_parent(
-            tx,
-            run_id,
-            parent_id,
-            parent_key,
-            op.status,
-            now=op.now,
-            output=op.output,
-            error=op.parent_error or op.error,
+            tx, op.run.run_id, parent_id, parent_key, op.status, now=op.now, output=op.output, error=error
         )
+
+
+def _fences(worker_ids: Iterable[str], leases: Mapping[str, Lease]) -> tuple[list[str], list[int]]:
+    """The arguments of `FENCE`. A lease may be gone meanwhile: whoever had it is fenced then."""
+    held = {worker_id: leases.get(worker_id) for worker_id in set(worker_ids)}
+    known = sorted((worker_id, lease.epoch) for worker_id, lease in held.items() if lease is not None)
+    return [worker_id for worker_id, _ in known], [epoch for _, epoch in known]

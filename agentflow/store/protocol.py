@@ -524,6 +524,8 @@ class Finish(NamedTuple):
     follow_up: NewRun | None = None
     """A run that this end starts, in the same transaction."""
     slots: tuple[str, ...] = ()
+    has_parent: bool = True
+    """Whether somebody may wait for this end: it is told in the same transaction."""
 
 
 class SendEvents(NamedTuple):

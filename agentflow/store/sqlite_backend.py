@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from agentflow.crashpoints import point
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, is_read, is_strict, workers_of
 from agentflow.store.protocol import CommitStep, Done, Fenced, Hint, HintKind, Status
 from agentflow.store.rows import StepRow, table_of
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.transaction import Transaction, Work, fence
-from agentflow.store.writer import Fault
 
 BUSY_SECONDS = 5.0
 SETUP_SECONDS = 15.0
@@ -62,8 +62,6 @@ class Lease(NamedTuple):
 class SqliteBackend:
     """The writer's connection."""
 
-    commits_inline = True
-
     def __init__(self, path: Path, *, strict: bool, leases: dict[str, Lease], locks: LockFolder) -> None:
         self._path = path
         self._wal = path.with_name(f"{path.name}-wal")
@@ -72,6 +70,7 @@ class SqliteBackend:
         self._locks = locks
         self._connection: sqlite3.Connection
         self._is_full_sync = True
+        self._is_patient = True
         self._data_version = 0
         self._active_at = 0.0
         self._checkpoint_at = 0.0
@@ -83,9 +82,10 @@ class SqliteBackend:
     def disconnect(self) -> None:
         self._connection.close()
 
-    def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
+    def commit(self, operations: Sequence[Any], *, is_patient: bool = True) -> tuple[list[Any], list[Hint]]:
         point("before_commit")
         connection = self._connection
+        self._wait_for_others(is_patient)
         self._active_at = time.monotonic()
         self._sync_fully(any(is_strict(operation, by_default=self._strict) for operation in operations))
         connection.execute("BEGIN" if all(map(is_read, operations)) else "BEGIN IMMEDIATE")
@@ -229,6 +229,12 @@ class SqliteBackend:
             self._connection.execute(f"PRAGMA synchronous={'FULL' if is_full else 'NORMAL'}")
             self._is_full_sync = is_full
 
+    def _wait_for_others(self, is_patient: bool) -> None:
+        """While another process writes: wait for it, or (in the loop) fail at once."""
+        if is_patient != self._is_patient:
+            self._connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000) if is_patient else 0}")
+            self._is_patient = is_patient
+
     def _read_data_version(self) -> int:
         return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
@@ -247,6 +253,7 @@ class SqliteBackend:
                 return
             self._sync_fully(True)
             self._connection.execute("PRAGMA busy_timeout=50")
+            self._is_patient = True
             try:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             except sqlite3.OperationalError:

@@ -1,62 +1,55 @@
-"""Group commit: what is submitted in one turn of the loop, or while a commit is in flight, is one transaction.
+"""Group commit by a thread: what is submitted in one turn of the loop, or during a commit, is one transaction.
 
 So batches grow with the load and nothing waits on a timer. A small batch is committed right in the loop while commits
-are quick: going to a thread and back costs as much as the commit itself. Everything else is the thread's work. A batch
-that fails is committed again in halves, until the operation that is to blame stands alone.
+are quick: going to a thread and back costs as much as the commit itself. Everything else is the thread's work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from enum import Enum
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from agentflow.crashpoints import point
 from agentflow.errors import AgentflowError
-from agentflow.store.operations import weight_of
+from agentflow.store.batches import (
+    MOST_BYTES,
+    MOST_OPERATIONS,
+    Commit,
+    Fault,
+    Submission,
+    acknowledge,
+    carry_out,
+    size_of,
+)
 from agentflow.store.protocol import Hint
 
 logger = logging.getLogger("agentflow.store")
 
-MOST_OPERATIONS = 500
-MOST_BYTES = 750_000
-CONFLICT_TRIES = 6
-LONGEST_PAUSE = 1.0
 MOST_INLINE = 4
 MOST_INLINE_BYTES = 64_000
 QUICK_SECONDS = 0.001
 """A commit may hold the loop up for so long, on average."""
 SLOW_BATCHES = 100
-"""After a slow commit so many batches go to the thread before the loop tries again."""
+"""After commits that were slow, so many batches go to the thread before the loop tries again."""
 CLOSE_PATIENCE = 10.0
 
 
-class Fault(Enum):
-    """What an error of a batch means."""
-
-    CONFLICT = "two transactions got in each other's way: play it again"
-    OUTAGE = "the database cannot be reached or written: play it again when it can"
-    POISON = "something in the batch is to blame"
-
-
 class Backend(Protocol):
-    """A database's own way to carry out a batch. Called by one thread at a time: the writer's, or the loop's for a
-    `commit` where `commits_inline`."""
-
-    commits_inline: bool
+    """A database's own way to carry out a batch. Called by one thread at a time: the writer's, or for a commit the
+    loop's."""
 
     def connect(self) -> None: ...
 
-    def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
+    def commit(self, operations: Sequence[Any], *, is_patient: bool = True) -> tuple[list[Any], list[Hint]]:
         """Carry out the operations in one transaction; their outcomes, and what to tell. May be called again with
-        the same operations after an error, whether they were committed or not."""
+        the same operations after an error, whether they were committed or not. One that is not patient fails at
+        once where it would have to wait for another process."""
         ...
 
     def diagnose(self, error: Exception) -> Fault: ...
@@ -72,23 +65,18 @@ class Backend(Protocol):
     def disconnect(self) -> None: ...
 
 
-class _Submission(NamedTuple):
-    operation: Any
-    future: asyncio.Future[Any]
-
-
 class Writer:
     """The queue, the thread, and the way the answers go back to the loop."""
 
     def __init__(self, backend: Backend, *, listener: Callable[[Iterable[Hint]], None], name: str) -> None:
         self._backend = backend
         self._listener = listener
-        self._waiting: list[_Submission] = []
+        self._waiting: list[Submission] = []
         """What was submitted in this turn of the loop."""
         self._at_the_thread = 0
-        self._pace = _Pace() if backend.commits_inline else None
+        self._pace = _Pace()
         self._one_at_a_time = threading.Lock()
-        self._queue: SimpleQueue[_Submission | None] = SimpleQueue()
+        self._queue: SimpleQueue[Submission | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -96,7 +84,7 @@ class Writer:
         self._is_closed = False
         self._closing = threading.Event()
         self._give_up_at = float("inf")
-        self._held_back: _Submission | None = None
+        self._held_back: Submission | None = None
 
     async def start(self) -> None:
         """Connect, in the writer's thread."""
@@ -112,7 +100,7 @@ class Writer:
         if loop is None or self._is_closed:
             raise AgentflowError(f"the store is not open: {type(operation).__name__} cannot be written")
         future: asyncio.Future[Any] = loop.create_future()
-        submission = _Submission(operation, future)
+        submission = Submission(operation, future)
         if self._at_the_thread:
             self._hand_over([submission])
         else:
@@ -135,34 +123,43 @@ class Writer:
         await asyncio.shield(self._ended)
         self._thread.join()
 
+    # --------------------------------------------------------------------------------------- in the loop
+
     def _flush(self) -> None:
         """The turn is over: commit what was submitted in it."""
         batch, self._waiting = self._waiting, []
         if not batch:
             return
-        if self._pace is None or not self._pace.is_quick or not _is_small(batch):
+        if not self._pace.is_quick or not _is_small(batch) or not self._one_at_a_time.acquire(blocking=False):
             self._hand_over(batch)
-        elif not self._one_at_a_time.acquire(blocking=False):
-            self._hand_over(batch)
-        else:
-            try:
-                began = time.monotonic()
-                answer = self._backend.commit([submission.operation for submission in batch])
-                self._pace.note(time.monotonic() - began)
-            except Exception:
-                self._hand_over(batch)  # the thread finds out what is wrong, and has the patience for it
-                return
-            finally:
-                self._one_at_a_time.release()
-            point("before_acknowledge")
-            self._acknowledge(batch, *answer)
+            return
+        try:
+            began = time.monotonic()
+            operations = [submission.operation for submission in batch]
+            outcomes, hints = self._backend.commit(operations, is_patient=False)
+            self._pace.note(time.monotonic() - began)
+        except Exception:
+            self._hand_over(batch)  # the thread finds out what is wrong, and has the patience for it
+            return
+        finally:
+            self._one_at_a_time.release()
+        point("before_acknowledge")
+        self._acknowledge(batch, outcomes, hints)
 
-    def _hand_over(self, batch: list[_Submission]) -> None:
-        if self._pace is not None:
-            self._pace.note_batch()
+    def _hand_over(self, batch: Sequence[Submission]) -> None:
+        self._pace.note_batch()
         self._at_the_thread += len(batch)
         for submission in batch:
             self._queue.put(submission)
+
+    def _take_back(self, batch: Sequence[Submission], outcomes: list[Any], hints: list[Hint]) -> None:
+        self._at_the_thread -= len(batch)
+        self._acknowledge(batch, outcomes, hints)
+
+    def _acknowledge(self, batch: Sequence[Submission], outcomes: list[Any], hints: list[Hint]) -> None:
+        acknowledge(batch, outcomes)
+        if hints:
+            self._listener(hints)
 
     # ------------------------------------------------------------------------------------- in the thread
 
@@ -200,7 +197,7 @@ class Writer:
             if is_last:
                 return
 
-    def _next_batch(self, timeout: float) -> tuple[list[_Submission], bool]:
+    def _next_batch(self, timeout: float) -> tuple[list[Submission], bool]:
         """What is queued, up to the limits; and whether the end of the queue was reached."""
         first, self._held_back = self._held_back, None
         if first is None:
@@ -211,7 +208,7 @@ class Writer:
             if first is None:
                 return [], True
         batch = [first]
-        size = weight_of(first.operation)
+        size = size_of(first)
         while len(batch) < MOST_OPERATIONS:
             try:
                 submission = self._queue.get_nowait()
@@ -219,52 +216,40 @@ class Writer:
                 break
             if submission is None:
                 return batch, True
-            size += weight_of(submission.operation)
+            size += size_of(submission)
             if size > MOST_BYTES:
                 self._held_back = submission
                 break
             batch.append(submission)
         return batch, False
 
-    def _commit(self, batch: list[_Submission]) -> None:
-        operations = [submission.operation for submission in batch]
-        pause, conflicts, is_down = 0.01, 0, False
-        blamed: Exception | None = None
-        while True:
-            try:
-                with self._one_at_a_time:
-                    if is_down:
-                        self._backend.recover()
-                    outcomes, hints = self._backend.commit(operations)
-            except Exception as error:
-                fault = self._backend.diagnose(error)
-                if fault is Fault.CONFLICT and conflicts < CONFLICT_TRIES:
-                    conflicts += 1
-                    self._closing.wait(random.uniform(0, pause))
-                elif fault is Fault.OUTAGE and time.monotonic() < self._give_up_at:
-                    if not is_down:
-                        logger.warning("cannot write to the database, trying again: %s", error)
-                    is_down = True
-                    time.sleep(pause * random.uniform(0.5, 1))
+    def _commit(self, batch: list[Submission]) -> None:
+        work = carry_out(
+            batch,
+            diagnose=self._backend.diagnose,
+            answer=self._answer,
+            give_up_at=lambda: self._give_up_at,
+        )
+        with suppress(StopIteration):
+            act = next(work)
+            while True:
+                if not isinstance(act, Commit):
+                    self._closing.wait(act.seconds) if act.is_short else time.sleep(act.seconds)
+                    act = next(work)
+                    continue
+                try:
+                    with self._one_at_a_time:
+                        if act.recover:
+                            self._backend.recover()
+                        done = self._backend.commit(act.operations)
+                except Exception as error:
+                    act = work.throw(error)
                 else:
-                    blamed = error
-                    break
-                pause = min(pause * 2, LONGEST_PAUSE)
-            else:
-                if is_down:
-                    logger.warning("the database can be written again")
-                self._answer(batch, outcomes, hints)
-                return
-        if len(batch) == 1:
-            self._answer(batch, [blamed], [])
-            return
-        middle = len(batch) // 2
-        self._commit(batch[:middle])
-        self._commit(batch[middle:])
+                    act = work.send(done)
 
-    def _answer(self, batch: list[_Submission], outcomes: list[Any], hints: list[Hint]) -> None:
+    def _answer(self, batch: Sequence[Submission], outcomes: list[Any], hints: list[Hint]) -> None:
         point("before_acknowledge")
-        self._call(self._acknowledge_thread, batch, outcomes, hints)
+        self._call(self._take_back, batch, outcomes, hints)
 
     def _fail_queued(self, error: BaseException) -> None:
         held, self._held_back = self._held_back, None
@@ -277,31 +262,12 @@ class Writer:
             if submission is not None:
                 left.append(submission)
         failure = AgentflowError(f"the store's writer has ended: {error}")
-        self._call(self._acknowledge_thread, left, [failure] * len(left), [])
+        self._call(self._take_back, left, [failure] * len(left), [])
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *args)
-
-    # --------------------------------------------------------------------------------------- in the loop
-
-    def _acknowledge_thread(
-        self, batch: list[_Submission], outcomes: list[Any], hints: list[Hint]
-    ) -> None:
-        self._at_the_thread -= len(batch)
-        self._acknowledge(batch, outcomes, hints)
-
-    def _acknowledge(self, batch: list[_Submission], outcomes: list[Any], hints: list[Hint]) -> None:
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if future.done():
-                continue  # whoever asked was cancelled; it is written all the same
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-        if hints:
-            self._listener(hints)
 
 
 class _Pace:
@@ -322,11 +288,12 @@ class _Pace:
 
     def note_batch(self) -> None:
         """A batch went to the thread."""
-        self._pause = max(0, self._pause - 1)
+        if self._pause:
+            self._pause -= 1
 
 
-def _is_small(batch: list[_Submission]) -> bool:
-    return len(batch) <= MOST_INLINE and sum(weight_of(each.operation) for each in batch) <= MOST_INLINE_BYTES
+def _is_small(batch: list[Submission]) -> bool:
+    return len(batch) <= MOST_INLINE and sum(map(size_of, batch)) <= MOST_INLINE_BYTES
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from agentflow import crashpoints
 from agentflow.errors import AgentflowError
+from agentflow.store.batches import MOST_BYTES, MOST_OPERATIONS, Fault
+from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.protocol import (
     CommitStep,
     Done,
@@ -24,7 +26,6 @@ from agentflow.store.protocol import (
     Status,
     Store,
 )
-from agentflow.store.writer import MOST_BYTES, MOST_OPERATIONS
 from tests.store.support import World, a_run, a_step, a_wait, make_store, with_worker
 
 
@@ -32,7 +33,8 @@ class Recorder:
     """Stands between the writer and its database: counts batches, and breaks what it is told to."""
 
     def __init__(self, store: Store) -> None:
-        self.backend = store._writer._backend  # type: ignore[attr-defined]
+        writer: Any = store._writer  # type: ignore[attr-defined]
+        self.backend = writer._backend
         self.sizes: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -40,15 +42,30 @@ class Recorder:
         self.fail_after_commit: list[Exception] = []
         self.fail_before_commit: list[Exception] = []
         self._commit = self.backend.commit
-        self.backend.commit = self.commit
+        if isinstance(writer, LoopWriter):
+            self.backend.commit = self.commit_in_the_loop
+        else:
+            self.backend.commit = self.commit
+            writer._pace._pause = 10**9  # the thread commits all, so that the gate holds up nobody else
 
     def commit(self, operations: Sequence[Any]) -> Any:
         self.entered.set()
         assert self.gate.wait(10)
+        self._before(operations)
+        return self._after(self._commit(operations))
+
+    async def commit_in_the_loop(self, operations: Sequence[Any]) -> Any:
+        self.entered.set()
+        assert await asyncio.to_thread(self.gate.wait, 10)
+        self._before(operations)
+        return self._after(await self._commit(operations))
+
+    def _before(self, operations: Sequence[Any]) -> None:
         self.sizes.append(len(operations))
         if self.fail_before_commit:
             raise self.fail_before_commit.pop(0)
-        answer = self._commit(operations)
+
+    def _after(self, answer: Any) -> Any:
         if self.fail_after_commit:
             raise self.fail_after_commit.pop(0)
         return answer
@@ -206,12 +223,8 @@ async def test_a_claim_passes_its_crash_points(world: World, point: str) -> None
 
 
 def _outage_if(kind: type[Exception], diagnose: Any) -> Any:
-    from agentflow.store.writer import Fault
-
     return lambda error: Fault.OUTAGE if isinstance(error, kind) else diagnose(error)
 
 
 def _conflict_if(kind: type[Exception], diagnose: Any) -> Any:
-    from agentflow.store.writer import Fault
-
     return lambda error: Fault.CONFLICT if isinstance(error, kind) else diagnose(error)
