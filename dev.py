@@ -5,6 +5,7 @@
     python3 dev.py test [ARGS]     the tests; ARGS go to pytest
     python3 dev.py check           ruff, mypy and the layers contract
     python3 dev.py bench [ARGS]    what agentflow claims about speed, measured here
+    python3 dev.py faults [ARGS]   what agentflow claims to stand, in full; ARGS go to pytest
 
 Standard library only, and it parses on Python 3.7: who starts it with an old Python is helped on.
 """
@@ -51,6 +52,7 @@ SIGNS_OF_NO_NETWORK = (
 )
 
 SIDE_BY_SIDE = ["-n", "auto", "--maxprocesses=4"]
+FAULTS = [os.path.join("tests", "measures"), os.path.join("tests", "engine", "test_parallel_crashes.py")]
 CHECKS = [
     ("ruff check", ["-m", "ruff", "check", "."]),
     ("ruff format", ["-m", "ruff", "format", "--check", "."]),
@@ -64,7 +66,7 @@ class Problem(Exception):
 
 
 def main(argv: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "check": check, "bench": bench}
+    commands = {"demo": demo, "test": test, "check": check, "bench": bench, "faults": faults}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("help", "-h", "--help")
         if argv and not asked_for_help:
@@ -118,6 +120,17 @@ def bench(args: list[str]) -> int:
     install("dev")
     os.chdir(ROOT)
     return become([PYTHON, "-m", "bench"] + args)
+
+
+def faults(args: list[str]) -> int:
+    """The tests that do a part of their rounds in an ordinary run, with all of them: it takes an hour."""
+    install("dev")
+    os.chdir(ROOT)
+    os.environ["AGENTFLOW_TEST_FULL"] = "1"
+    os.environ.setdefault("AGENTFLOW_TEST_CASES", "1000")
+    names_tests = any(not arg.startswith("-") for arg in args)
+    # One after the other, as some measure time; -s, as they print their figures.
+    return become([PYTHON, "-m", "pytest", "-s"] + ([] if names_tests else FAULTS) + args)
 
 
 def become(command: list[str]) -> int:

@@ -61,10 +61,13 @@ def postgres_admin_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def postgres_url(postgres_admin_url: str) -> Iterator[str]:
     """An empty PostgreSQL database of the test's own."""
-    name = f"agentflow_test_{secrets.token_hex(6)}"
-    asyncio.run(_execute(postgres_admin_url, f'CREATE DATABASE "{name}" TEMPLATE template0'))
-    yield urlunsplit(urlsplit(postgres_admin_url)._replace(path=f"/{name}"))
-    asyncio.run(_execute(postgres_admin_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+    yield from _make_database(postgres_admin_url)
+
+
+@pytest.fixture
+def second_postgres_url(postgres_admin_url: str) -> Iterator[str]:
+    """Another empty PostgreSQL database, for a test that compares two."""
+    yield from _make_database(postgres_admin_url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -72,6 +75,13 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of the test's own; the test runs once on each kind."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+def _make_database(admin_url: str) -> Iterator[str]:
+    name = f"agentflow_test_{secrets.token_hex(6)}"
+    asyncio.run(_execute(admin_url, f'CREATE DATABASE "{name}" TEMPLATE template0'))
+    yield urlunsplit(urlsplit(admin_url)._replace(path=f"/{name}"))
+    asyncio.run(_execute(admin_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
 
 
 async def _execute(url: str, statement: str) -> None:

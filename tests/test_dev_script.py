@@ -200,7 +200,13 @@ def test_shows_its_commands(checkout: Path, arguments: list[str], code: int) -> 
     done = subprocess.run([sys.executable, checkout / "dev.py", *arguments], capture_output=True, text=True)
     assert done.returncode == code
     shown = done.stdout + done.stderr
-    assert re.findall(r"dev\.py (\w+)", shown.partition("python3")[2]) == ["demo", "test", "check", "bench"]
+    assert re.findall(r"dev\.py (\w+)", shown.partition("python3")[2]) == [
+        "demo",
+        "test",
+        "check",
+        "bench",
+        "faults",
+    ]
 
 
 def test_says_when_the_benchmarks_are_not_there(checkout: Path) -> None:

@@ -408,7 +408,7 @@ class Runner:
     def check_kind(self, key: str, stored: str, called: str) -> None:
         """The code calls a step as what it was stored as, or it no longer fits the history."""
         if stored != called:
-            raise self.mismatch(f"step {key!r} is stored as {stored!r}, and the code calls it as {called!r}")
+            raise self.mismatch(f"step {key!r} is stored as '{stored}', and the code calls it as '{called}'")
 
     def mismatch(self, message: str) -> Suspend:
         """Note that the code does not fit the history; gives what to raise."""

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from agentflow.store.migrations import VERSION_TABLE, is_current, needs_upgrade, upgrade
 from agentflow.store.postgres_connection import connect
 
+MIGRATION_IDLE = "1min"
 _LOCK = 0x6167656E74666C6F  # "agentflo"
 
 
@@ -31,6 +32,10 @@ async def migrate(dsn: str) -> None:
     engine = make_engine(dsn, pooled=False)
     try:
         async with engine.begin() as connection:
+            # No run waits for these locks, and a slow machine takes its time between two statements.
+            await connection.execute(
+                text(f"SET LOCAL idle_in_transaction_session_timeout = '{MIGRATION_IDLE}'")
+            )
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             await connection.run_sync(_migrate)
     finally:

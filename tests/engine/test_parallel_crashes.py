@@ -1,4 +1,4 @@
-"""Generated runs with parallel branches, crashed at random instants: their outcome is the uncrashed run's.
+"""Generated runs with branches, races and children, crashed at random instants: their outcome is the uncrashed run's.
 
 `AGENTFLOW_TEST_CASES` sets how many are generated on SQLite (a fifth of it on PostgreSQL), `AGENTFLOW_TEST_SEED` where
 they begin; a failure names its seed.
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from agentflow.app import App
 from agentflow.context import Context
 from agentflow.errors import NoWaiter, StepError
+from agentflow.flow import Concurrency
 from agentflow.handles import RunHandle
 from agentflow.info import step_info
 from agentflow.runs import RunStatus, StepRecord
@@ -57,9 +58,12 @@ def generate(rng: random.Random) -> tuple[Node, int]:
     def tree(depth: int) -> Node:
         if depth == 0 or rng.random() < 0.25:
             return leaf()
-        kind = rng.choices(["seq", "gather", "group", "invoke"], [4, 4, 2, 1])[0]
+        kind = rng.choices(["seq", "gather", "group", "invoke", "race"], [4, 4, 2, 2, 1])[0]
         if kind == "invoke":
-            return ["invoke", tree(depth - 1)]
+            return ["invoke", rng.choice(["follows", "follows-in-line"]), tree(depth - 1)]
+        if kind == "race":
+            # Who wins is certain, or there would be nothing to compare.
+            return ["race", tree(depth - 1), rng.choice(["sleep", "signal", "event"])]
         return [kind, [tree(depth - 1) for _ in range(rng.randint(2, 4))]]
 
     parts = [tree(3)]
@@ -109,8 +113,25 @@ def make_app() -> App:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(follow(ctx, step, inner)) for inner in nodes]
                 return [task.result() for task in tasks]
-            case ["invoke", inner]:
-                return await step.invoke("child", "follows", data=Plan(prefix=ctx.data.prefix, root=inner))
+            case ["invoke", function, inner]:
+                return await step.invoke("child", function, data=Plan(prefix=ctx.data.prefix, root=inner))
+            case ["race", inner, other]:
+
+                async def wins(step: Step) -> Any:
+                    return await follow(ctx, step, inner)
+
+                async def loses(step: Step) -> Any:
+                    match other:
+                        case "sleep":
+                            return await step.sleep("never", "300d")
+                        case "signal":
+                            name = f"{ctx.run_id} {next(executions)}"
+                            return await step.wait_for_signal("never", signal=name, timeout="300d")
+                    return await step.wait_for_event("never", event="never", timeout="300d")
+
+                name, value = await step.race("race", wins=wins, loses=loses)
+                assert name == "wins"
+                return value
             case ["stumble", failures]:
                 if ctx.attempt < failures:
                     raise RuntimeError("stumbled")
@@ -119,6 +140,10 @@ def make_app() -> App:
 
     @app.function
     async def follows(ctx: Context[Plan], step: Step) -> Any:
+        return await follow(ctx, step, ctx.data.root)
+
+    @app.function(concurrency=Concurrency(1, key="data.prefix"))
+    async def follows_in_line(ctx: Context[Plan], step: Step) -> Any:
         return await follow(ctx, step, ctx.data.root)
 
     return app
@@ -182,6 +207,8 @@ def stripped(value: Any) -> Any:
             return [stripped(item) for item in value]
         case {"name": _, "data": data}:
             return data
+        case {"name": name, "value": won}:
+            return [name, stripped(won)]
     return value
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from sqlalchemy import Connection
 
 from agentflow.errors import ConfigurationError
 from agentflow.settings import Settings
-from agentflow.store.migrations import REVISIONS, VERSION_TABLE
+from agentflow.store.migrations import REVISIONS, VERSION_TABLE, upgrade
 from agentflow.store.opening import open_store
 from tests.store.support import make_store, with_worker
 
@@ -85,7 +86,7 @@ def test_the_known_revisions_are_alembic_s() -> None:
 async def test_the_scripts_make_what_the_rows_say(database_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
-    from sqlalchemy import Connection, create_engine
+    from sqlalchemy import create_engine
 
     from agentflow.store.rows import Base
 
@@ -208,4 +209,22 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     with pytest.raises(ConfigurationError, match="cannot be used") as raised:
         await store.open()
     assert "secret" not in str(raised.value)
+    await store.close()
+
+
+async def test_a_migration_that_pauses_between_two_statements_goes_on(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a machine with too much to do: a connection that idles for so long elsewhere loses its transaction.
+    monkeypatch.setattr("agentflow.store.postgres_connection.IDLE_IN_TRANSACTION", "100ms")
+
+    def slow(connection: Connection) -> None:
+        time.sleep(0.4)
+        upgrade(connection)
+
+    monkeypatch.setattr("agentflow.store.postgres_schema.upgrade", slow)
+    store = make_store(postgres_url)
+    await store.migrate()
+    monkeypatch.undo()
+    await store.open(migrate=False)
     await store.close()

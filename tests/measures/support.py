@@ -1,0 +1,32 @@
+"""How much is measured, and a look at the tables past agentflow's own code."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Any
+
+IS_FULL = os.environ.get("AGENTFLOW_TEST_FULL") == "1"
+"""Whether everything that is claimed is done, and the figures printed; else what an ordinary run has time for."""
+
+FIRST_SEED = int(os.environ.get("AGENTFLOW_TEST_SEED", "1"))
+SECONDS = 3600 if IS_FULL else 60
+
+
+async def read_rows(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """What a statement without parameters reads, by a connection of its own."""
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=5)
+        # Else closing the last connection would write the log back under the app's feet.
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        try:
+            return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+    import asyncpg
+
+    database = await asyncpg.connect(url)
+    try:
+        return [tuple(row) for row in await database.fetch(statement)]
+    finally:
+        await database.close()
