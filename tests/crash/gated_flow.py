@@ -36,7 +36,7 @@ def make_app(database_url: str, log: str) -> App:
 
     @app.function(on="single", singleton=Singleton())
     async def single(ctx: Context[dict[str, Any]], step: Step) -> None:
-        write_line(log, f"single {ctx.data['n']}")
+        await step.run("note", write_line, log, f"single {ctx.data['n']}")
         await step.wait_for_signal("end", signal="end", timeout="1h")
 
     @app.function(on="row", batch=Batch(50, "2s", key="data.key"))
