@@ -40,10 +40,13 @@ class Watchers:
         self._watches: dict[str, set[Watch]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self._said_to_end: set[str] = set()
+        self._must_look_at_all = False
 
     def hear(self, hint: Hint) -> None:
         """Take a hint from the store."""
         if hint.kind is HintKind.ANY:
+            self._must_look_at_all = True
             self._hurry.set()
             for watches in self._watches.values():
                 for watch in watches:
@@ -51,8 +54,9 @@ class Watchers:
         elif hint.run_id is not None and hint.kind is not HintKind.READY:
             for watch in self._watches.get(hint.run_id, ()):
                 watch.wake()
-            if hint.kind is HintKind.ENDED and hint.run_id not in self._ends:
+            if hint.kind is HintKind.ENDED and hint.run_id in self._waiting and hint.run_id not in self._ends:
                 # If it ended in this process its worker is about to say how; else the poll reads it.
+                self._said_to_end.add(hint.run_id)
                 self._hurry.set()
 
     def note_end(self, end: End) -> None:
@@ -112,11 +116,21 @@ class Watchers:
                 # There may be many hints: one look serves all that come in a while.
                 self._hurry.clear()
                 await asyncio.sleep(SHORTEST_PAUSE)
-                pause = FIRST_PAUSE
+                if self._must_look_at_all:
+                    pause = FIRST_PAUSE
             except TimeoutError:
                 pause = min(pause * 2, LONGEST_PAUSE)
+                self._must_look_at_all = True
+            # What ended in this process has been told meanwhile: then nobody waits for it any more.
+            wanted = (
+                self._waiting.keys() if self._must_look_at_all else self._waiting.keys() & self._said_to_end
+            )
+            self._must_look_at_all = False
+            self._said_to_end.clear()
+            if not wanted:
+                continue
             try:
-                for run_id in await self._store.queries.list_ended(list(self._waiting)):
+                for run_id in await self._store.queries.list_ended(list(wanted)):
                     self._tell(run_id)
             except Exception:
                 logger.exception("could not look which runs have ended; trying again")

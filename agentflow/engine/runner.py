@@ -65,6 +65,8 @@ from agentflow.store.protocol import (
     StoredStep,
 )
 
+_COMMITS_OF_STEPS = frozenset((CommitStep, ResolveWait, CommitRace))
+
 
 class Runner:
     """One attempt of one run. Implements what `Step` needs of it (`StepRunner`)."""
@@ -478,7 +480,7 @@ class Runner:
             self.settling.poke()
         if isinstance(answer, Fenced):
             raise self.lost(answer.why)
-        if isinstance(operation, CommitStep | ResolveWait | CommitRace) and isinstance(answer, Done):
+        if type(answer) is Done and type(operation) in _COMMITS_OF_STEPS:
             self.has_committed_step = True
         if self.is_over:
             raise self.unwinding()

@@ -95,28 +95,30 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     TendLanes: tend_lanes,
 }
 
-_ALWAYS_STRICT = (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall)
-_NEVER_STRICT = (
-    p.AppendStream,
-    p.ListSchedules,
-    p.Prune,
-    p.PruneLoose,
-    p.BeginModelCall,
-    p.SettleModelCall,
-    p.SlowModelCalls,
-    Claim,
-    ListMail,
-    ListWorkers,
-    NextReady,
-    Reap,
-    RegisterWorker,
-    ReleaseOrphans,
-    RetireWorker,
-    TendLanes,
+_ALWAYS_STRICT = frozenset((p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall))
+_NEVER_STRICT = frozenset(
+    (
+        p.AppendStream,
+        p.ListSchedules,
+        p.Prune,
+        p.PruneLoose,
+        p.BeginModelCall,
+        p.SettleModelCall,
+        p.SlowModelCalls,
+        Claim,
+        ListMail,
+        ListWorkers,
+        NextReady,
+        Reap,
+        RegisterWorker,
+        ReleaseOrphans,
+        RetireWorker,
+        TendLanes,
+    )
 )
 """What a power loss may take without harm: it is done again, or it was only for the eye."""
 
-_READS = (ListMail, ListWorkers, NextReady, p.ListSchedules)
+_READS = frozenset((ListMail, ListWorkers, NextReady, p.ListSchedules))
 
 
 def apply(tx: Transaction, operation: Any) -> Work[Any]:
@@ -126,9 +128,10 @@ def apply(tx: Transaction, operation: Any) -> Work[Any]:
 
 def is_strict(operation: Any, *, by_default: bool) -> bool:
     """Whether the operation's commit has to reach the disk before it is acknowledged."""
-    if isinstance(operation, _ALWAYS_STRICT):
+    kind = type(operation)
+    if kind in _ALWAYS_STRICT:
         return True
-    if isinstance(operation, _NEVER_STRICT):
+    if kind in _NEVER_STRICT:
         return False
     if by_default:
         return True
@@ -137,7 +140,7 @@ def is_strict(operation: Any, *, by_default: bool) -> bool:
 
 
 def is_read(operation: Any) -> bool:
-    return isinstance(operation, _READS)
+    return type(operation) in _READS
 
 
 def workers_of(operations: Iterable[Any]) -> list[str]:

@@ -23,6 +23,7 @@ from agentflow.store.postgres_vectors import (
     FENCE,
     Lease,
     Plan,
+    commit_step,
     commit_steps,
     finish_runs,
     start_runs,
@@ -42,7 +43,7 @@ class PostgresBackend:
         self._connection: asyncpg.Connection[Any]
 
     async def connect(self) -> None:
-        self._connection = await connect(self._dsn, waits_for_disk=self._strict)
+        self._connection = await connect(self._dsn, waits_for_disk=self._strict, plans_once=True)
 
     async def disconnect(self) -> None:
         self._connection.terminate()
@@ -86,6 +87,8 @@ class PostgresBackend:
         outcomes: list[Any] = [None] * len(operations)
         if plan.starts:
             await start_runs(self._connection, tx, operations, plan.starts, self._leases, outcomes)
+        elif len(plan.steps) == 1:
+            outcomes[0] = await commit_step(self._connection, operations[0], self._leases)
         elif plan.steps:
             await commit_steps(self._connection, operations, plan.steps, self._leases, outcomes)
         elif plan.finishes:

@@ -26,14 +26,23 @@ _OUTAGES = (
 
 
 async def connect(
-    dsn: str, *, command_timeout: float = COMMAND_SECONDS, waits_for_disk: bool = True
+    dsn: str,
+    *,
+    command_timeout: float = COMMAND_SECONDS,
+    waits_for_disk: bool = True,
+    plans_once: bool = False,
 ) -> asyncpg.Connection[Any]:
-    """A connection with agentflow's settings; it commits as the server is set up to, or does not wait for its disk."""
+    """A connection with agentflow's settings; it commits as the server is set up to, or does not wait for its disk.
+
+    `plans_once` where all that is asked goes by keys, so that one plan serves every value.
+    """
     settings = {
         "application_name": "agentflow",
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
         "default_transaction_isolation": "read committed",
     }
+    if plans_once:
+        settings["plan_cache_mode"] = "force_generic_plan"
     if not waits_for_disk:
         settings["synchronous_commit"] = "off"
     return await asyncpg.connect(

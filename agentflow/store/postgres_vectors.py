@@ -22,6 +22,7 @@ from agentflow.store.protocol import (
     StartRun,
     Status,
 )
+from agentflow.store.statements import RESET_CRASHES
 from agentflow.store.transaction import Transaction, Work
 
 
@@ -136,6 +137,27 @@ _COMMIT_STEPS = f"""
     SELECT added.run_id, added.key, owned.mail, owned.cancel FROM added JOIN owned ON owned.id = added.run_id
 """
 
+# The same for one step, which is what a run without company commits: its arguments are no lists.
+_COMMIT_STEP = """
+    WITH me AS MATERIALIZED (
+        SELECT id FROM agentflow_worker
+        WHERE id = $1 AND epoch = $2 AND reaped_at IS NULL
+        AND lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+        FOR KEY SHARE
+    ),
+    owned AS MATERIALIZED (
+        SELECT r.id, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count FROM agentflow_run r
+        WHERE r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1 AND EXISTS (SELECT 1 FROM me)
+    ),
+    added AS (
+        INSERT INTO agentflow_step
+            (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
+        SELECT id, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM owned
+        ON CONFLICT DO NOTHING RETURNING run_id
+    )
+    SELECT owned.mail, owned.cancel, owned.crash_count FROM added JOIN owned ON owned.id = added.run_id
+"""
+
 _START_RUNS = f"""
     WITH me AS MATERIALIZED ({FENCE}),
     given AS MATERIALIZED (
@@ -247,6 +269,23 @@ async def start_runs(
             outcomes[index] = Started(row[0], created=True, epoch=epoch)
             if epoch == 0:
                 tx.tell(HintKind.READY)
+
+
+async def commit_step(connection: Any, operation: CommitStep, leases: Mapping[str, Lease]) -> Done | None:
+    """Insert one step, fence included; `None` when it was not inserted."""
+    run, lease = operation.run, leases.get(operation.run.worker_id)
+    if lease is None:
+        return None
+    rows = await connection.fetch(
+        _COMMIT_STEP, run.worker_id, lease.epoch, run.run_id, run.epoch, *operation.step
+    )
+    if not rows:
+        return None
+    mail, cancel, crash_count = rows[0]
+    if crash_count:
+        text, arguments = RESET_CRASHES.postgres
+        await connection.execute(text, *arguments({"run": run.run_id}))
+    return Done(mail, cancel)
 
 
 async def commit_steps(

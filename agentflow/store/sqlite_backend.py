@@ -200,12 +200,9 @@ class SqliteBackend:
         """Those of the workers whose lease holds; their leases are renewed on the way."""
         if not worker_ids:
             return frozenset()
-        text, arguments = worker_sql.READ_LEASES.sqlite
         alive = set()
         instant = monotonic_micros()
-        for worker_id, epoch, lease_until in self._connection.execute(
-            text, arguments({"ids": worker_ids})
-        ).fetchall():
+        for worker_id, epoch, lease_until in self._read_leases(worker_ids):
             lease = self._leases.get(worker_id)
             if lease is None or lease.epoch != epoch or lease_until <= instant:
                 continue
@@ -220,6 +217,12 @@ class SqliteBackend:
                 }
                 self._connection.execute(renew, renew_arguments(params)).fetchall()
         return frozenset(alive)
+
+    def _read_leases(self, worker_ids: list[str]) -> list[Any]:
+        if len(worker_ids) == 1:
+            return self._connection.execute(_READ_LEASE, worker_ids).fetchall()
+        text, arguments = worker_sql.READ_LEASES.sqlite
+        return self._connection.execute(text, arguments({"ids": worker_ids})).fetchall()
 
     # ------------------------------------------------------------------------------------------ the file
 
@@ -260,6 +263,10 @@ class SqliteBackend:
                 pass  # a reader or the disk: tried again in a second
             finally:
                 self._connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+
+
+_READ_LEASE = "SELECT id, epoch, lease_until FROM agentflow_worker WHERE id = ? AND reaped_at IS NULL"
+"""As `READ_LEASES` for one worker, which is what nearly every batch needs."""
 
 
 def connect(path: Path, *, sync: str = "FULL") -> sqlite3.Connection:
