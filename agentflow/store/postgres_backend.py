@@ -25,7 +25,9 @@ from agentflow.store.postgres_vectors import (
     Plan,
     commit_step,
     commit_steps,
+    finish_run,
     finish_runs,
+    start_run,
     start_runs,
     wake_parents,
 )
@@ -85,14 +87,20 @@ class PostgresBackend:
         """One statement, one round trip."""
         tx = Transaction(frozenset())
         outcomes: list[Any] = [None] * len(operations)
-        if plan.starts:
-            await start_runs(self._connection, tx, operations, plan.starts, self._leases, outcomes)
-        elif len(plan.steps) == 1:
-            outcomes[0] = await commit_step(self._connection, operations[0], self._leases)
-        elif plan.steps:
-            await commit_steps(self._connection, operations, plan.steps, self._leases, outcomes)
-        elif plan.finishes:
-            await finish_runs(self._connection, tx, operations, plan.finishes, self._leases, outcomes)
+        connection, leases, is_alone = self._connection, self._leases, len(operations) == 1
+        match operations[0]:
+            case p.CommitStep() as step if is_alone:
+                outcomes[0] = await commit_step(connection, step, leases)
+            case p.CommitStep():
+                await commit_steps(connection, operations, plan.steps, leases, outcomes)
+            case p.StartRun() as start if is_alone:
+                outcomes[0] = await start_run(connection, tx, start, leases)
+            case p.StartRun():
+                await start_runs(connection, tx, operations, plan.starts, leases, outcomes)
+            case p.Finish() as finish if is_alone:
+                outcomes[0] = await finish_run(connection, tx, finish, leases)
+            case p.Finish():
+                await finish_runs(connection, tx, operations, plan.finishes, leases, outcomes)
         return outcomes, tx.hints
 
     async def _transact(

@@ -137,14 +137,16 @@ _COMMIT_STEPS = f"""
     SELECT added.run_id, added.key, owned.mail, owned.cancel FROM added JOIN owned ON owned.id = added.run_id
 """
 
-# The same for one step, which is what a run without company commits: its arguments are no lists.
-_COMMIT_STEP = """
+# The same for one run, which is what a process without much to do commits: the arguments are no lists.
+_ME = """
     WITH me AS MATERIALIZED (
         SELECT id FROM agentflow_worker
         WHERE id = $1 AND epoch = $2 AND reaped_at IS NULL
         AND lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
         FOR KEY SHARE
-    ),
+    )"""
+_COMMIT_STEP = f"""
+    {_ME},
     owned AS MATERIALIZED (
         SELECT r.id, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count FROM agentflow_run r
         WHERE r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1 AND EXISTS (SELECT 1 FROM me)
@@ -156,6 +158,56 @@ _COMMIT_STEP = """
         ON CONFLICT DO NOTHING RETURNING run_id
     )
     SELECT owned.mail, owned.cancel, owned.crash_count FROM added JOIN owned ON owned.id = added.run_id
+"""
+
+_START_RUN = f"""
+    {_ME},
+    begun AS MATERIALIZED (
+        SELECT id FROM me WHERE NOT EXISTS (
+            SELECT 1 FROM agentflow_function f WHERE f.app = $4 AND f.id = $5 AND f.paused_at IS NOT NULL
+        )
+    ),
+    added AS (
+        INSERT INTO agentflow_run
+            (id, app, function, status, ready_at, owner, epoch, mail, crash_count, depth, version, parent_id,
+             parent_key, root_id, rerun_of, created_at, started_at)
+        SELECT $3, $4, $5, CASE WHEN b.id IS NULL THEN 0 ELSE 1 END, $6::bigint, b.id,
+               CASE WHEN b.id IS NULL THEN 0 ELSE 1 END, 0, 0, $7::int, $8, $9, $10, $11, $12, $13::bigint,
+               CASE WHEN b.id IS NOT NULL THEN $14::bigint END
+        FROM (SELECT 1) AS one LEFT JOIN begun b ON true
+        ON CONFLICT (id) DO NOTHING RETURNING id, epoch
+    ),
+    payload AS (
+        INSERT INTO agentflow_run_io (run_id, input, trigger, tags)
+        SELECT id, $15, $16, $17 FROM added ON CONFLICT DO NOTHING
+    ),
+    of_event AS (
+        INSERT INTO agentflow_event_run (event_id, run_id)
+        SELECT $18::text, id FROM added WHERE $18::text IS NOT NULL ON CONFLICT DO NOTHING
+    )
+    SELECT epoch FROM added
+"""
+
+_FINISH_RUN = f"""
+    {_ME},
+    ended AS (
+        UPDATE agentflow_run r
+        SET status = $5::int, ready_at = {NEVER}, owner = NULL, blocked_on = NULL, reason = $8, ended_at = $10
+        WHERE r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1 AND EXISTS (SELECT 1 FROM me)
+        RETURNING r.id, r.mail, r.cancel_at IS NOT NULL AS cancel
+    ),
+    result AS (
+        UPDATE agentflow_run_io io SET output = $6, error = $7, parent_error = $9
+        FROM ended WHERE io.run_id = ended.id AND coalesce($6, $7, $9) IS NOT NULL
+    ),
+    gone AS (
+        DELETE FROM agentflow_wait w USING ended WHERE w.run_id = ended.id RETURNING w.topic, w.kind
+    ),
+    closed AS (
+        UPDATE agentflow_approval a SET status = 'cancelled', decided_at = $10
+        FROM gone WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status = 'pending'
+    )
+    SELECT mail, cancel FROM ended
 """
 
 _START_RUNS = f"""
@@ -269,6 +321,66 @@ async def start_runs(
             outcomes[index] = Started(row[0], created=True, epoch=epoch)
             if epoch == 0:
                 tx.tell(HintKind.READY)
+
+
+async def start_run(
+    connection: Any, tx: Transaction, operation: StartRun, leases: Mapping[str, Lease]
+) -> Started | None:
+    """Insert one run, fence included; `None` when it was there already."""
+    run, now, owner = operation
+    lease = None if owner is None else leases.get(owner)
+    rows = await connection.fetch(
+        _START_RUN,
+        owner,
+        None if lease is None else lease.epoch,
+        run.id,
+        run.app,
+        run.function,
+        run.ready_at,
+        run.depth,
+        run.version,
+        run.parent_id,
+        run.parent_key,
+        run.root_id,
+        run.rerun_of,
+        run.created_at,
+        now,
+        run.input,
+        run.trigger,
+        json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
+        run.event_id,
+    )
+    if not rows:
+        return None
+    if rows[0][0] == 0:
+        tx.tell(HintKind.READY)
+    return Started(run.id, created=True, epoch=rows[0][0])
+
+
+async def finish_run(
+    connection: Any, tx: Transaction, operation: Finish, leases: Mapping[str, Lease]
+) -> Done | None:
+    """End one run that nobody waits for, fence included; `None` when it is not ours."""
+    run, lease = operation.run, leases.get(operation.run.worker_id)
+    if lease is None:
+        return None
+    rows = await connection.fetch(
+        _FINISH_RUN,
+        run.worker_id,
+        lease.epoch,
+        run.run_id,
+        run.epoch,
+        int(operation.status),
+        operation.output,
+        operation.error,
+        operation.reason,
+        operation.parent_error,
+        operation.now,
+    )
+    if not rows:
+        return None
+    tx.tell(HintKind.ENDED, run.run_id)
+    return Done(*rows[0])
 
 
 async def commit_step(connection: Any, operation: CommitStep, leases: Mapping[str, Lease]) -> Done | None:
