@@ -88,6 +88,11 @@ class SqliteBackend:
         self._wait_for_others(is_patient)
         self._active_at = time.monotonic()
         self._sync_fully(any(is_strict(operation, by_default=self._strict) for operation in operations))
+        if len(operations) == 1 and type(operations[0]) is CommitStep and operations[0].model_call is None:
+            done = self._commit_step(operations[0])
+            if done is not None:
+                point("after_commit")
+                return [done], []
         connection.execute("BEGIN" if all(map(is_read, operations)) else "BEGIN IMMEDIATE")
         try:
             tx = Transaction(self._alive(workers_of(operations)))
@@ -155,6 +160,20 @@ class SqliteBackend:
                 statement, params = work.send(rows)
         except StopIteration as stop:
             return stop.value
+
+    def _commit_step(self, operation: CommitStep) -> Done | None:
+        """One step by one statement, which is its own transaction; `None`: look closely, nothing was written."""
+        run, lease = operation.run, self._leases.get(operation.run.worker_id)
+        if lease is None:
+            return None
+        fence = (run.run_id, run.worker_id, run.epoch, run.worker_id, lease.epoch, monotonic_micros())
+        rows = self._connection.execute(_COMMIT_STEP, (*operation.step, *fence)).fetchall()
+        if not rows:
+            return None
+        mail, cancel_at, crash_count = rows[0]
+        if crash_count:
+            self._drive(_reset_crashes(run.run_id))
+        return Done(mail, cancel_at is not None)
 
     def _commit_steps(self, tx: Transaction, operations: list[CommitStep]) -> list[Any]:
         """Commit many steps: one statement reads the fences, a few insert the rows."""
@@ -265,6 +284,17 @@ class SqliteBackend:
                 self._connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
 
 
+_COMMIT_STEP = f"""
+    INSERT INTO agentflow_step ({", ".join(_STEP_NAMES)})
+    SELECT r.id, {", ".join("?" * (len(_STEP_NAMES) - 1))} FROM agentflow_run r, agentflow_worker w
+    WHERE r.id = ? AND r.owner = ? AND r.epoch = ? AND r.status = 1
+    AND w.id = ? AND w.epoch = ? AND w.reaped_at IS NULL AND w.lease_until > ?
+    ON CONFLICT DO NOTHING
+    RETURNING (SELECT mail FROM agentflow_run WHERE id = run_id),
+              (SELECT cancel_at FROM agentflow_run WHERE id = run_id),
+              (SELECT crash_count FROM agentflow_run WHERE id = run_id)
+"""
+"""The fence of the worker and of the run, and the step, in one statement."""
 _READ_LEASE = "SELECT id, epoch, lease_until FROM agentflow_worker WHERE id = ? AND reaped_at IS NULL"
 """As `READ_LEASES` for one worker, which is what nearly every batch needs."""
 
