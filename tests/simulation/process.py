@@ -266,16 +266,17 @@ class SimulatedHeartbeat(HeartbeatThread):
 
     def _beat(self) -> None:
         if self._stop.is_set():
-            return None
-        now = self._loop.time()
-        if self._process.world.faults.is_beat_lost():
-            if now - self._renewed_at > self._lease * FENCE_AT:
-                return self._lose()
-        elif not self._beating.renew(self._worker_id, self._epoch, self._lease):
-            return self._lose()
+            return
+        began_at = self._loop.time()
+        if not self._process.world.faults.is_beat_lost():
+            if not self._beating.renew(self._worker_id, self._epoch, self._lease):
+                self._lose()
+                return
+            self._renewed_at = began_at
+        if began_at - self._renewed_at > self._lease * FENCE_AT:
+            self._lose()
         else:
-            self._renewed_at = now
-        self._beat_later()
+            self._beat_later()
 
 
 class SimulatedThreads(concurrent.futures.Executor):

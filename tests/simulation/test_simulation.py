@@ -1,7 +1,7 @@
 """Seeded worlds of crashes, and engines with one protection less that they must see through.
 
-A failure names its seed; `play_one` of it again is the same history, commit by commit. `AGENTFLOW_SIMULATION_SEEDS` sets
-how many are played (500 is the full form, under a minute), `AGENTFLOW_SIMULATION_FIRST` where they begin.
+A failure names its seed; played again it is the same history, commit by commit. `AGENTFLOW_SIMULATION_SEEDS` sets how
+many are played (500 are the full form, and take less than a minute), `AGENTFLOW_SIMULATION_FIRST` where they begin.
 """
 
 from __future__ import annotations
