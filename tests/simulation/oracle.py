@@ -21,7 +21,7 @@ from tests.simulation.process import Process, describe
 if TYPE_CHECKING:
     from tests.simulation.world import Root
 
-RUNNING, COMPLETED, FAILED, CANCELLED = 1, 4, 5, 6
+QUEUED, RUNNING, COMPLETED, CANCELLED = 0, 1, 4, 6
 _OWNERS_ALONE = (
     p.CommitStep,
     p.CommitRace,
@@ -106,6 +106,15 @@ class Oracle:
             self.fail(f"the body of step {key!r} of run {run_id} begins, and its outcome is committed")
         return next(self._executions)
 
+    def boot_failed(self, error: BaseException) -> None:
+        """A worker could not start: only if it was reaped before it heard that it is known."""
+        [(count,)] = self._db.execute(
+            "SELECT count(*) FROM agentflow_worker WHERE reaped_at IS NOT NULL AND instr(?, id)",
+            (str(error),),
+        )
+        if not count:
+            self.fail(f"a worker cannot start: {error!r}")
+
     def got(self, run_id: str, value: Any) -> None:
         if value["execution"] not in self._committed:
             self.fail(f"the code of run {run_id} goes on with {value}, which is not committed")
@@ -122,20 +131,25 @@ class Oracle:
     ) -> None:
         self.commits += 1
         self._history.update(f"{self._loop.time():.7f} {process.name}\n".encode())
+        after = self._read_runs() if has_changed else self._runs
         for operation, outcome in zip(operations, outcomes, strict=True):
             self._history.update(f"{describe(operation, outcome)}\n".encode())
             if isinstance(operation, _OWNERS_ALONE):
-                self._check_right(operation, outcome)
+                self._check_right(operation, outcome, after)
             elif isinstance(operation, Claim):
                 self._owner_of[operation.worker_id] = process
                 self._check_claim(operation, outcome)
             elif isinstance(operation, p.StartRun) and operation.owner is not None:
                 self._owner_of[operation.owner] = process
         if has_changed:
-            self._check_runs(process)
+            self._check_runs(process, after)
             self._check_steps()
 
-    def _check_right(self, operation: Any, outcome: Any) -> None:
+    def _read_runs(self) -> dict[str, _Run]:
+        rows = self._db.execute("SELECT id, status, owner, epoch, gates FROM agentflow_run")
+        return {run_id: _Run(*rest) for run_id, *rest in rows}
+
+    def _check_right(self, operation: Any, outcome: Any, after: dict[str, _Run]) -> None:
         """A write of a run's owner is accepted from its owner alone, while its lease holds."""
         key = operation.run
         if key is None or isinstance(outcome, p.Fenced | p.MailChanged | Exception):
@@ -145,8 +159,12 @@ class Oracle:
             return
         self._done[id(operation)] = operation
         name, run = type(operation).__name__, self._runs.get(key.run_id)
-        if isinstance(operation, p.Suspend | p.Release) and run is not None and run.owner is None:
-            return  # somebody has let it go already, and it did nothing
+        let_go = (QUEUED, None)
+        if isinstance(operation, p.Suspend | p.Release) and let_go in (
+            run and run[:2],
+            after[key.run_id][:2],
+        ):
+            return  # the worker was retired first and has let it go: this did nothing
         if run is None or (run.status, run.owner, run.epoch) != (RUNNING, key.worker_id, key.epoch):
             self.fail(f"{name} of {key} is accepted ({outcome!r}), and the run is {run}")
         elif self._leases.get(key.worker_id, 0) <= round(self._loop.time() * 1e6):
@@ -159,9 +177,7 @@ class Oracle:
                 self.fail(f"run {mark[0]} is claimed at epoch {mark[1]} for the second time")
             self._claimed.add(mark)
 
-    def _check_runs(self, process: Process) -> None:
-        rows = self._db.execute("SELECT id, status, owner, epoch, gates FROM agentflow_run").fetchall()
-        now = {run_id: _Run(*rest) for run_id, *rest in rows}
+    def _check_runs(self, process: Process, now: dict[str, _Run]) -> None:
         executing: Counter[str] = Counter()
         for run_id, run in now.items():
             if run.status == RUNNING and run.gates is not None and '"' in run.gates:

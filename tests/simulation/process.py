@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agentflow.client import Client
 from agentflow.engine.leases import FENCE_AT, RENEW_AT, HeartbeatThread
 from agentflow.engine.worker import Worker
+from agentflow.errors import ConfigurationError
 from agentflow.settings import Settings
 from agentflow.store.operations_workers import RegisterWorker, ReleaseOrphans
 from agentflow.store.protocol import FunctionInfo, Hint, HintKind
@@ -87,7 +88,11 @@ class Process:
         )
         worker._rng.seed(self.world.rng.random())
         self.client.local_worker = worker
-        await worker.start()
+        try:
+            await worker.start()
+        except ConfigurationError as error:
+            self.world.oracle.boot_failed(error)
+            self.kill()
 
     def kill(self) -> None:
         """The process is gone; what it was about to do stays where it is."""

@@ -27,7 +27,7 @@ from tests.simulation.process import Killed, Process, SimulatedHeartbeat, Simula
 LEASE = 4.0
 CALM_AFTER = 30.0
 """From then on nothing is broken any more: what has not ended has to."""
-GIVE_UP_AFTER = 150.0
+GIVE_UP_AFTER = 110.0
 POINTS = (
     "before_claim",
     "after_claim",
@@ -257,10 +257,12 @@ class World:
     async def _bring_trouble(self) -> None:
         if self.rng.random() < 0.4 and self.faults.kills_left:
             crashpoints.arm(self.rng.choice(POINTS), self.rng.randint(1, 8), self._die_here)
-        while self.loop.time() < CALM_AFTER and not self._is_done():
+        while not self._is_done():
             await asyncio.sleep(self.rng.random() * 2.5)
             workers = [process for process in self.processes if process.worker is not None and process.works]
-            if workers and not self.faults.is_calm:
+            if self.loop.time() > CALM_AFTER:
+                crashpoints.disarm()
+            elif workers and not self.faults.is_calm:
                 match self.rng.choice(["kill", "stop", "stop", None]):
                     case "kill" if self.faults.kills_left:
                         self.faults.note_kill()
@@ -269,9 +271,6 @@ class World:
                         self._stop(self.rng.choice(workers))
             if not workers:
                 self.add_process()
-        crashpoints.disarm()
-        if not any(process.worker is not None and not process.is_dead for process in self.processes):
-            self.add_process()
 
     def _is_done(self) -> bool:
         return all(root.run_id is not None for root in self.roots) and self.oracle.all_have_ended
