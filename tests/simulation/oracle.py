@@ -65,6 +65,8 @@ class Oracle:
         self._owner_of: dict[str, Process] = {}
         self._leases: dict[str, int] = {}
         self._done: dict[int, Any] = {}
+        self.accepted: list[tuple[str, str]] = []
+        """The signals of which the sender was told that a run has them."""
         self._history = blake2b(digest_size=16)
         self.bodies = 0
         self.commits = 0
@@ -262,6 +264,9 @@ class Oracle:
         for step in self._steps.values():
             if step[1] == "signal" and step[3] and step[3] != "null":
                 delivered[step[3]] += 1
+        for name, data in self.accepted:
+            if not delivered[json.dumps({"name": name, "data": data}, separators=(",", ":"))]:
+                self.fail(f"signal {name!r} with {data!r} was accepted, and nobody has got it")
         for signal, times in delivered.items():
             if times > 1:
                 self.fail(f"signal {signal} was delivered {times} times")

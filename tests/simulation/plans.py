@@ -22,6 +22,8 @@ Node = list[Any]
 
 GATE_LIMIT = 1
 LONG = "300d"
+PERHAPS = "t"
+"""Begins the names of signals that are sent once, in time or too late."""
 
 
 class Plan(BaseModel):
@@ -56,7 +58,9 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
     signals: list[tuple[str, int]] = []
 
     def leaf() -> Node:
-        match rng.choices(["step", "sync", "sleep", "signal", "event", "mail"], [8, 2, 3, 4, 2, 2])[0]:
+        match rng.choices(
+            ["step", "sync", "sleep", "signal", "perhaps", "event", "mail"], [8, 2, 3, 4, 2, 2, 2]
+        )[0]:
             case "sleep":
                 return ["sleep", rng.choice([0, 0.01, 0.4, 3, 7])]
             case "signal":
@@ -64,6 +68,10 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
                 name = f"s{next(numbers)}"
                 signals.append((name, times))
                 return ["signal", name, times]
+            case "perhaps":
+                name = f"{PERHAPS}{next(numbers)}"
+                signals.append((name, 1))
+                return ["perhaps", name, rng.choice([0.5, 2, 5])]
             case "event" | "mail" as kind:
                 return [kind, f"m{next(numbers)}"]
             case kind:
@@ -130,6 +138,9 @@ def make_app() -> App:
                     signal = await step.wait_for_signal("wait", signal=ctx.data.prefix + name, timeout=LONG)
                     got.append(signal and signal.data)
                 return got
+            case ["perhaps", name, seconds]:
+                signal = await step.wait_for_signal("hope", signal=ctx.data.prefix + name, timeout=seconds)
+                return signal and signal.data
             case ["event", name]:
                 event, _ = await asyncio.gather(
                     step.wait_for_event("hear", event=ctx.data.prefix + name, timeout=LONG),
@@ -184,6 +195,8 @@ def fits(node: Node, value: Any) -> bool:
             return value is None
         case ["signal", name, times]:
             return bool(value == [f"{name}.{n}" for n in range(times)])
+        case ["perhaps", name, _]:
+            return value is None or bool(value == f"{name}.0")
         case ["event", name]:
             return bool(value == {"n": name})
         case ["mail", name]:

@@ -21,7 +21,7 @@ from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_schema import prepare
 from tests.simulation.loop import NumberedTask, SimulatedLoop, Stuck, VirtualTime, current_process
 from tests.simulation.oracle import Oracle, Violation
-from tests.simulation.plans import Node, Plan, fits, generate, make_app
+from tests.simulation.plans import PERHAPS, Node, Plan, fits, generate, make_app
 from tests.simulation.process import Killed, Process, SimulatedHeartbeat, SimulatedThreads
 
 LEASE = 4.0
@@ -244,12 +244,17 @@ class World:
     async def _signal(self, driver: Process, root: Root, name: str, times: int) -> None:
         for n in range(times):
             while not self.oracle.has_ended(root.run_id or ""):
-                await self._wait(self.rng.random() * 1.5)
+                is_once = name.startswith(PERHAPS)
+                await self._wait(self.rng.random() * (5 if is_once else 1.5))
+                buffer = "1h" if self.rng.random() < 0.3 and not is_once else None
                 try:
-                    buffer = "1h" if self.rng.random() < 0.3 else None
-                    await driver.client.signal(root.prefix + name, f"{name}.{n}", buffer=buffer)
+                    taken_by = await driver.client.signal(root.prefix + name, f"{name}.{n}", buffer=buffer)
                 except (NoWaiter, SignalConflict):
+                    if is_once:
+                        break
                     continue
+                if taken_by is not None:
+                    self.oracle.accepted.append((root.prefix + name, f"{name}.{n}"))
                 break
 
     # ------------------------------------------------------------------------------------------- the trouble
