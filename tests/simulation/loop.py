@@ -46,6 +46,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._serials = itertools.count()
         self.unhandled: list[dict[str, Any]] = []
         """What would have been logged."""
+        self.tasks: list[asyncio.Task[Any]] = []
+        """All of them: what a dead process was about is not to be ended by the garbage collector, at some time."""
         self.set_exception_handler(lambda _, context: self.unhandled.append(context))
         self.set_task_factory(self._make_task)
 
@@ -132,6 +134,7 @@ class NumberedTask(asyncio.Task[Any]):
 
     def __init__(self, coroutine: Any, *, loop: Any, **kwargs: Any) -> None:
         self._serial: int = loop.next_serial()
+        loop.tasks.append(self)
         super().__init__(coroutine, loop=loop, **kwargs)
 
     def __hash__(self) -> int:
