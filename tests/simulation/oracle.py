@@ -1,4 +1,12 @@
-"""What must hold after every commit, at every body's begin, and at the end; it reads the file with eyes of its own."""
+"""What must hold after every commit, at every body's begin, and at the end; it reads the file with eyes of its own.
+
+- A write of a run's owner is accepted from the worker that owns it at this epoch, while its lease holds: nobody else's.
+- A run is claimed once per epoch, has one owner, and is not taken from a worker that lives.
+- A step that is committed never changes and never goes; user code goes on only with what is committed.
+- No body begins whose outcome the process that owns the run has in the database.
+- No more runs execute under a key than it has slots, and none is left when all runs have ended.
+- Every run ends, as its plan says; every signal that was accepted was delivered, and none twice.
+"""
 
 from __future__ import annotations
 

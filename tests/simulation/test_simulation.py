@@ -1,7 +1,8 @@
 """Seeded worlds of crashes, and engines with one protection less that they must see through.
 
 A failure names its seed; played again it is the same history, commit by commit. `AGENTFLOW_SIMULATION_SEEDS` sets how
-many are played (500 are the full form, and take less than a minute), `AGENTFLOW_SIMULATION_FIRST` where they begin.
+many are played (in CI the full form, 500, which takes less than a minute), `AGENTFLOW_SIMULATION_FIRST` where they
+begin.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.oracle import Violation
 from tests.simulation.world import Simulation
 
-SEEDS = int(os.environ.get("AGENTFLOW_SIMULATION_SEEDS", "120"))
+SEEDS = int(os.environ.get("AGENTFLOW_SIMULATION_SEEDS") or ("500" if os.environ.get("CI") else "120"))
 FIRST = int(os.environ.get("AGENTFLOW_SIMULATION_FIRST", "1"))
 SEEDS_FOR_A_MUTANT = 500
 _MEMORY = Path("/dev/shm")

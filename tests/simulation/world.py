@@ -181,11 +181,14 @@ class World:
         story.add_done_callback(lambda _: self.loop.stop())
         try:
             self.loop.run_forever()
-            if self.oracle.violation is None and story.done():
+            if self.oracle.violation is None:
                 story.result()
                 self.oracle.check_end(self.roots)
         except Stuck as error:
             self.oracle.fail(str(error))
+        for unhandled in self.loop.unhandled:
+            if not isinstance(unhandled.get("exception"), Killed):
+                self.oracle.fail(f"the loop was left with an error: {unhandled}")
         if self.oracle.violation is not None:
             raise self.oracle.violation
         faults = self.faults
