@@ -139,8 +139,8 @@ class Conclusion:
                 case MailChanged(cancel=True):
                     return await self.write(Cancelled())
                 case MailChanged():
-                    first = runner.journal.take_seqs_for_mail()
-                    adopted = await self._store.submit(Adopt(runner.run_key, first, runner.now()))
+                    first, room = runner.journal.take_seqs_for_mail()
+                    adopted = await self._store.submit(Adopt(runner.run_key, first, runner.now(), room))
                     mail = adopted.mail if isinstance(adopted, Adopted) else mail
                 case Fenced(why=why):
                     return Lost(why)

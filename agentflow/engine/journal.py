@@ -89,10 +89,12 @@ class Journal:
         self._next_seq += count
         return first
 
-    def take_seqs_for_mail(self) -> int:
-        """The first of as many numbers as there may be deliveries: one for each step begun that has no outcome."""
+    def take_seqs_for_mail(self) -> tuple[int, int]:
+        """The first of as many numbers as there may be deliveries, one for each step begun that has no outcome; and how
+        many they are."""
         # Also for waits whose registration is on its way: it is written before what asks for the mail.
-        return self.take_seq(len(self._begun) - len(self._outcomes) + 1)
+        room = len(self._begun) - len(self._outcomes) + 1
+        return self.take_seq(room), room
 
     @property
     def code_key(self) -> str:

@@ -265,8 +265,8 @@ class RunWaits:
         runner = self._runner
         if runner.is_over:
             return
-        first = runner.journal.take_seqs_for_mail()
-        runner.submit(Adopt(runner.run_key, first, runner.now())).add_done_callback(self._adopted)
+        first, room = runner.journal.take_seqs_for_mail()
+        runner.submit(Adopt(runner.run_key, first, runner.now(), room)).add_done_callback(self._adopted)
 
     def _adopted(self, future: Future[Outcome]) -> None:
         runner = self._runner

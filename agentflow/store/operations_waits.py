@@ -91,9 +91,13 @@ def adopt(tx: Transaction, op: Adopt) -> Work[Adopted | Fenced]:
     for row in due:
         step = yield from timed_out_step(stored_wait(row), op.now)
         yield sql.INSERT_STEP, step_params(run_id, step)
-    unread = yield sql.READ_UNREAD, {"run": run_id}
-    steps = yield from adopt_unread(run_id, [stored_step(row) for row in unread], op.next_seq)
-    return Adopted(steps, state.mail, state.cancel)
+    rows = yield sql.READ_UNREAD, {"run": run_id, "first": op.next_seq, "beyond": op.next_seq + op.room}
+    steps = [stored_step(row) for row in rows]
+    # Played again: nobody has been told yet of what was adopted the first time.
+    before = sorted((step for step in steps if step.seq is not None), key=lambda step: step.seq or 0)
+    next_seq = (before[-1].seq or 0) + 1 if before else op.next_seq
+    adopted = yield from adopt_unread(run_id, [step for step in steps if step.seq is None], next_seq)
+    return Adopted((*before, *adopted), state.mail, state.cancel)
 
 
 def _free_name(tx: Transaction, op: RegisterWait) -> Work[str | None]:

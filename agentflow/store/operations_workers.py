@@ -314,20 +314,21 @@ def list_mail(tx: Transaction, op: ListMail) -> Work[list[tuple[str, int, bool]]
 
 def register_worker(tx: Transaction, op: RegisterWorker) -> Work[int]:
     """Make a worker known; its epoch, or 0 when the id is taken."""
-    rows = yield (
-        worker_sql.INSERT_WORKER,
-        {
-            "id": op.worker_id,
-            "epoch": 1,
-            "lease_until": op.lease_until,
-            "host": op.host,
-            "pid": op.pid,
-            "version": op.version,
-            "started_at": op.now,
-            "reaped_at": None,
-        },
-    )
-    return 1 if rows else 0
+    row = {
+        "id": op.worker_id,
+        "epoch": 1,
+        "lease_until": op.lease_until,
+        "host": op.host,
+        "pid": op.pid,
+        "version": op.version,
+        "started_at": op.now,
+        "reaped_at": None,
+    }
+    if (yield worker_sql.INSERT_WORKER, row):
+        return 1
+    # Played again: the row that is there is ours.
+    rows = yield worker_sql.READ_REGISTERED, row
+    return rows[0][0] if rows else 0
 
 
 def retire_worker(tx: Transaction, op: RetireWorker) -> Work[list[str]]:

@@ -145,13 +145,11 @@ class PostgresStore:
 
     async def register_worker(self, worker_id: str, *, lease_seconds: float, version: str) -> int:
         """Make the worker known; its lease is counted by the database's clock."""
-        micros = int(lease_seconds * 1_000_000)
+        now = await self.database_now()
+        until = now + int(lease_seconds * 1_000_000)
+        operation = RegisterWorker(worker_id, until, socket.gethostname(), os.getpid(), version, now=now)
 
         async def register(connection: asyncpg.Connection[Any]) -> int:
-            now = await connection.fetchval(f"SELECT {_NOW}")
-            operation = RegisterWorker(
-                worker_id, now + micros, socket.gethostname(), os.getpid(), version, now=now
-            )
             registered: int = await drive(connection, apply(Transaction(frozenset()), operation))
             return registered
 

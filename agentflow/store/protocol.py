@@ -482,6 +482,9 @@ class Adopt(NamedTuple):
     run: RunKey
     next_seq: int
     now: Micros
+    room: int = 0
+    """How many numbers from `next_seq` on are kept for it. What has one of them was adopted by this operation the
+    first time that it was played, and is given again."""
 
 
 class Suspend(NamedTuple):

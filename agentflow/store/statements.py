@@ -312,7 +312,10 @@ NUMBER_STEP = Statement(
 READ_UNREAD = Statement(
     lambda _: (
         select(*STEP_COLUMNS)
-        .where(step.run_id == text("run"), step.seq.is_(None))
+        .where(
+            step.run_id == text("run"),
+            or_(step.seq.is_(None), and_(step.seq >= big("first"), step.seq < big("beyond"))),
+        )
         .order_by(step.ended_at, step.key)
     )
 )

@@ -180,6 +180,15 @@ LIST_MAIL = Statement(
 INSERT_WORKER = Statement(
     lambda d: d.insert(table_of(WorkerRow)).on_conflict_do_nothing().returning(worker.id)
 )
+READ_REGISTERED = Statement(
+    lambda _: select(worker.epoch).where(
+        worker.id == text("id"),
+        worker.host == text("host"),
+        worker.pid == big("pid"),
+        worker.started_at == big("started_at"),
+        worker.reaped_at.is_(None),
+    )
+)
 READ_LEASES = Statement(
     lambda d: (
         select(worker.id, worker.epoch, worker.lease_until)

@@ -284,7 +284,7 @@ async def test_mail_is_read_before_the_outcomes_it_counts(
     except StopIteration as stop:
         adopted = stop.value
     await transaction.commit()
-    assert adopted.steps == ()
+    assert (adopted.steps, adopted.mail) == ((), 0)
     assert (await world.submit(Suspend(key, adopted.mail, Status.WAITING, 9_000))).mail == 1
     assert len((await world.submit(Adopt(key, 1, 2_000))).steps) == 1
 

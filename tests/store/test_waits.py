@@ -32,7 +32,7 @@ from agentflow.store.protocol import (
     Waits,
     WithdrawWait,
 )
-from tests.store.support import NEVER, World, a_run, a_step, a_wait, an_event, until
+from tests.store.support import NEVER, World, a_run, a_step, a_wait, an_event, fresh, until
 
 GOT = '{"name":"go","data":{"x":1}}'
 
@@ -58,6 +58,23 @@ async def test_a_signal_resolves_the_wait_of_a_running_run(world: World) -> None
         (a_step("w", 4, GOT, kind="signal", name="go", started_at=1_300, ended_at=1_500),), 1, False
     )
     assert (await world.submit(Adopt(key, 5, 1_600))).steps == ()
+
+
+async def test_an_adoption_played_again_gives_what_it_gave_the_first_time(world: World) -> None:
+    """Its answer may be lost with the connection; nobody else tells the run what was delivered to it."""
+    key = await world.start()
+    await world.wait(key, a_wait("w1", topic="a"))
+    await world.wait(key, a_wait("w2", topic="b"))
+    await world.submit(SendSignal(fresh("signal"), "a", "1", 1_500))
+    adopt = Adopt(key, 3, 1_600, room=3)
+    first = await world.submit(adopt)
+    assert [(step.key, step.seq) for step in first.steps] == [("w1", 3)]
+    await world.step(key, "later", 6)
+    assert await world.submit(adopt) == first
+    await world.submit(SendSignal(fresh("signal"), "b", "2", 1_700))
+    again = await world.submit(adopt)
+    assert [(step.key, step.seq) for step in again.steps] == [("w1", 3), ("w2", 4)]
+    assert (await world.submit(Adopt(key, 7, 1_800, room=1))).steps == ()
 
 
 async def test_a_signal_readies_a_waiting_run(world: World) -> None:

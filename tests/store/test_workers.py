@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from agentflow.errors import ConfigurationError
+from agentflow.store.operations_workers import RegisterWorker, RetireWorker
 from agentflow.store.protocol import CancelRun, Fenced, Finish, Hint, HintKind, RunKey, Status, Suspend
-from tests.store.support import APP, FUNCTION, NEVER, World, a_wait, expire_leases
+from tests.store.support import APP, FUNCTION, NEVER, World, a_wait, expire_leases, fresh
 
 
 async def test_claims_go_by_ready_time_then_id_and_take_what_is_due(world: World) -> None:
@@ -67,6 +68,18 @@ async def test_a_worker_that_did_not_register_claims_nothing(world: World) -> No
 async def test_a_worker_s_id_serves_once(world: World) -> None:
     with pytest.raises(ConfigurationError, match=world.worker):
         await world.store.register_worker(world.worker, lease_seconds=5, version="1")
+
+
+async def test_a_registration_played_again_is_known_as_its_own(world: World) -> None:
+    """Its answer may be lost with the connection; the worker has no other id to fall back on."""
+    register = RegisterWorker(fresh("worker"), NEVER, "here", 7, "1", now=1_000)
+    carry_out = getattr(world.store, "_transact", world.store.submit)
+    assert await carry_out(register) == 1
+    assert await carry_out(register) == 1
+    assert await carry_out(register._replace(pid=8)) == 0
+    assert await carry_out(register._replace(now=1_001)) == 0
+    await carry_out(RetireWorker(register.worker_id, now=2_000))
+    assert await carry_out(register) == 0
 
 
 async def test_a_retired_worker_s_runs_are_ready_at_once_and_count_no_crash(world: World) -> None:
