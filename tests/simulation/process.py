@@ -165,7 +165,7 @@ class SimulatedBackend(SqliteBackend):
         super().__init__(path, strict=False, leases=leases, locks=locks)
         self._process = process
 
-    def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
+    def commit(self, operations: Sequence[Any], *, is_patient: bool = True) -> tuple[list[Any], list[Hint]]:
         world = self._process.world
         fate = world.faults.of_commit(self._process)
         if fate == "refused":
@@ -199,6 +199,9 @@ class SimulatedWriter(Writer):
         self._world = process.world
         self._loop = process.world.loop
         self._is_busy = False
+        self._at_the_thread = (
+            1  # never none, so that nothing is committed in the turn in which it is submitted
+        )
         self._answers: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._answer_at = 0.0
 
