@@ -63,6 +63,8 @@ class Bodies:
         while True:
             if runner.host.is_draining():
                 await self._hold_back()
+            await runner.waits.looked()
+            runner.check_goes_on(key)
             attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads)
             started_at = runner.now()
             try:

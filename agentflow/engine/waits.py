@@ -72,6 +72,7 @@ class RunWaits:
         self._reasons: dict[Future[None], str] = {}
         """Why some of the naps are taken: the others are retries."""
         self._timer: TimerHandle | None = None
+        self._look: Future[Outcome] | None = None
         self.mail = mail
         """The run's mail as far as it was read."""
 
@@ -266,7 +267,13 @@ class RunWaits:
         if runner.is_over:
             return
         first, room = runner.journal.take_seqs_for_mail()
-        runner.submit(Adopt(runner.run_key, first, runner.now(), room)).add_done_callback(self._adopted)
+        self._look = runner.submit(Adopt(runner.run_key, first, runner.now(), room))
+        self._look.add_done_callback(self._adopted)
+
+    async def looked(self) -> None:
+        """Wait for the answer to a look that is under way: it may say that the run was cancelled."""
+        if self._look is not None and not self._look.done():
+            await asyncio.wait([self._look])
 
     def _adopted(self, future: Future[Outcome]) -> None:
         runner = self._runner

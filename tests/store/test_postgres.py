@@ -405,10 +405,11 @@ async def test_a_store_opens_by_a_unix_socket(postgres_server: Any, migrated_pos
 async def test_bulk_is_one_statement_per_batch(world: World) -> None:
     backend = world.store._writer._backend  # type: ignore[attr-defined]
     key = await world.start()
-    await world.step(key, "first")  # the driver looks up the types of the parameters once
+    # The driver looks up the types of the parameters once.
+    await asyncio.gather(*(world.step(key, f"first{n}", n) for n in range(2)))
     told: list[str] = []
     backend._connection.add_query_logger(lambda record: told.append(record.query))
-    await asyncio.gather(*(world.step(key, f"s{n}", n) for n in range(100)))
+    await asyncio.gather(*(world.step(key, f"s{n}", n) for n in range(2, 102)))
     inserts = [text for text in told if "INSERT INTO agentflow_step" in text]
     assert len(inserts) == len(told) < 50
 
