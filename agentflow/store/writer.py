@@ -147,6 +147,9 @@ class Writer:
         self._acknowledge(batch, outcomes, hints)
 
     def _hand_over(self, batch: Sequence[Submission]) -> None:
+        if self._ended is not None and self._ended.done():
+            acknowledge(batch, [AgentflowError("the store's writer has ended")] * len(batch))
+            return
         self._pace.note_batch()
         self._at_the_thread += len(batch)
         for submission in batch:

@@ -183,6 +183,26 @@ async def test_closing_commits_what_is_queued_and_then_refuses(ready_url: str) -
     await store.close()  # once more does no harm
 
 
+async def test_what_was_submitted_as_the_thread_ended_fails(sqlite_ready: str, caplog: Any) -> None:
+    store = make_store(sqlite_ready)
+    await store.open()
+    world = await with_worker(store)
+    key = await world.start()
+    writer: Any = store._writer  # type: ignore[attr-defined]
+    writer._backend.poll = _end_the_thread
+    await asyncio.wait([writer._ended])
+    writer._is_closed = False  # as it was a moment ago
+    with pytest.raises(AgentflowError, match="has ended"):
+        await asyncio.wait_for(store.submit(CommitStep(key, a_step())), 5)
+    assert "the writer's thread has ended by an error" in caplog.text
+    writer._is_closed = True
+    await store.close()
+
+
+def _end_the_thread() -> Any:
+    raise SystemExit
+
+
 async def test_hints_are_told_after_the_outcome_and_a_broken_listener_hurts_nobody(world: World) -> None:
     heard: list[Hint] = []
 
