@@ -71,6 +71,8 @@ class SqliteBackend:
         self._connection: sqlite3.Connection
         self._is_full_sync = True
         self._is_patient = True
+        self._renew_at: dict[str, int] = {}
+        """When a worker's lease is to be renewed on the way, as far as this connection has seen it."""
         self._data_version = 0
         self._active_at = 0.0
         self._checkpoint_at = 0.0
@@ -163,10 +165,10 @@ class SqliteBackend:
 
     def _commit_step(self, operation: CommitStep) -> Done | None:
         """One step by one statement, which is its own transaction; `None`: look closely, nothing was written."""
-        run, lease = operation.run, self._leases.get(operation.run.worker_id)
-        if lease is None:
+        run, lease, instant = operation.run, self._leases.get(operation.run.worker_id), monotonic_micros()
+        if lease is None or instant >= self._renew_at.get(run.worker_id, 0):
             return None
-        fence = (run.run_id, run.worker_id, run.epoch, run.worker_id, lease.epoch, monotonic_micros())
+        fence = (run.run_id, run.worker_id, run.epoch, run.worker_id, lease.epoch, instant)
         rows = self._connection.execute(_COMMIT_STEP, (*operation.step, *fence)).fetchall()
         if not rows:
             return None
@@ -226,6 +228,7 @@ class SqliteBackend:
             if lease is None or lease.epoch != epoch or lease_until <= instant:
                 continue
             alive.add(worker_id)
+            self._renew_at[worker_id] = max(lease_until, instant + lease.micros) - int(lease.micros * 0.8)
             if lease_until - instant < lease.micros * 0.8:
                 renew, renew_arguments = worker_sql.RENEW_LEASE.sqlite
                 params = {
