@@ -40,6 +40,9 @@ async def connect(
         "application_name": "agentflow",
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
         "default_transaction_isolation": "read committed",
+        # All that is asked here goes by keys. A plan that was made while a table was small would read the whole of
+        # it, until the server has looked at the table again.
+        "enable_seqscan": "off",
     }
     if plans_once:
         settings["plan_cache_mode"] = "force_generic_plan"
