@@ -1,55 +1,92 @@
-"""`python3 dev.py bench`: the workloads on SQLite, each beside the raw limit of this disk in the same run."""
+"""`python3 dev.py bench`: agentflow beside the raw limit of this machine's disk and, with --peers, beside its peers."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
+import platform
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench import raw, workloads
+from bench import check
+from bench.contest import OURS, RAW, Contest
+from bench.databases import postgresql
+from bench.peers.installing import peers
+from bench.plan import POSTGRESQL, PROCESS, SIZES, STRICT, workloads_on
+from bench.table import table
+
+DATABASES = (STRICT, PROCESS, POSTGRESQL)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    with contextlib.ExitStack() as stack:
+        within = check.memory() if arguments.check or arguments.keep else arguments.folder
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentflow-bench-", dir=within)))
+        folder.chmod(0o711)  # PostgreSQL may run as another user, and its data is in there
+        server = stack.enter_context(postgresql(folder)) if POSTGRESQL in arguments.databases else None
+        sizes = SIZES["quick" if arguments.check or arguments.keep else arguments.size]
+        contest = Contest(folder=folder, server=server, sizes=sizes, tell=tell)
+        if arguments.keep:
+            check.keep(asyncio.run(check.measure(contest, arguments.databases)))
+            return 0
+        if arguments.check:
+            return held(asyncio.run(check.check(contest, arguments.databases, check.read_kept())))
+        asyncio.run(show(contest, arguments))
+        return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, for a look")
-    quick = parser.parse_args().quick
-    with tempfile.TemporaryDirectory(prefix="agentflow-bench-") as name:
-        asyncio.run(measure(Path(name), quick=quick))
-
-
-async def measure(folder: Path, *, quick: bool) -> None:
-    steps = 300 if quick else 1000
-    full = raw.insert_and_commit(folder, rows=steps)
-    step = await workloads.sequence(_url(folder, "sequence"), steps=steps)
-    print(f"raw: one INSERT + COMMIT, synchronous=FULL      {full * 1e6:9.0f} µs")
-    print(
-        f"agentflow: one step in a run of {steps:<5}           {step * 1e6:9.0f} µs   {step / full:5.2f} x raw"
+    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="smaller sizes")
+    parser.add_argument("--size", choices=SIZES, default="full", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peers", action="store_true", help="with DBOS and LangGraph, installed into .venv-peers"
     )
-
-    bulk = raw.bulk_insert(folder, rows=50_000)
-    runs = 100 if quick else 500
-    many = await workloads.throughput(_url(folder, "throughput"), runs=runs, steps=10)
-    print(f"raw: bulk insert, 500 rows a transaction        {bulk:9.0f} rows/s")
-    print(
-        f"agentflow: {runs} runs x 10 steps                  {many:9.0f} steps/s   {many / bulk:5.2f} x raw"
+    parser.add_argument(
+        "--check", action="store_true", help="fail when a ratio got worse by more than a third"
     )
-
-    p50, p99 = await workloads.start_to_result(_url(folder, "start"), rounds=200 if quick else 1000)
-    print(f"agentflow: start to result of one step, p50     {p50 * 1e6:9.0f} µs   {p50 / full:5.2f} x raw")
-    print(f"                                        p99     {p99 * 1e6:9.0f} µs   {p99 / full:5.2f} x raw")
-
-    few, most = (100, 1000) if quick else (1000, 10_000)
-    grown, wake50, wake99 = await workloads.parked(_url(folder, "parked"), few=few, many=most)
-    print(f"agentflow: {most} parked runs over {few}: growth   {grown:9.1f} MB")
-    print(
-        f"agentflow: signal to result of a parked run p50 {wake50 * 1e3:9.2f} ms   p99 {wake99 * 1e3:.2f} ms"
+    parser.add_argument(
+        "--keep", action="store_true", help="write what --check holds against: bench/figures.json"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is measured; medians are shown")
+    parser.add_argument(
+        "--database", dest="databases", action="append", choices=DATABASES, help="only this one"
+    )
+    parser.add_argument("--folder", help="where the databases are made: the disk that is measured")
+    arguments = parser.parse_args(argv)
+    # PostgreSQL's figures swing by half when a machine is busy: held against the kept ones where it is asked for.
+    every = (STRICT, PROCESS) if arguments.check else DATABASES
+    arguments.databases = arguments.databases or list(every)
+    return arguments
 
 
-def _url(folder: Path, name: str) -> str:
-    return f"sqlite:///{folder / name}.db"
+async def show(contest: Contest, arguments: argparse.Namespace) -> None:
+    contestants = [RAW, OURS, *(peers(tell) if arguments.peers else [])]
+    print(
+        f"Python {platform.python_version()}, {platform.system()}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}; each figure the median of {arguments.rounds} process(es), less is better "
+        "but for steps/s\n"
+    )
+    for database in arguments.databases:
+        results = await contest.hold(database, workloads_on(database), contestants, rounds=arguments.rounds)
+        print("\n".join(table(results, database, contestants, contest.sizes)), end="\n\n", flush=True)
+
+
+def held(slower: list[str]) -> int:
+    for line in slower:
+        tell(f"SLOWER: {line}")
+    print("slower than it was" if slower else "no ratio to the raw limit got worse by more than a third")
+    return 1 if slower else 0
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

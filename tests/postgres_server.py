@@ -44,10 +44,10 @@ for _ in range(20):
 class PostgresServer:
     """One server: `start`, `stop`, `restart` as often as wanted; `close` ends it and removes its data."""
 
-    def __init__(self, **settings: str) -> None:
-        """Prepare the data folder; `settings` go into postgresql.conf."""
+    def __init__(self, *, data_in: str | Path | None = None, **settings: str) -> None:
+        """Prepare the data folder, in `data_in` or where it is fastest; `settings` go into postgresql.conf."""
         self.folder = Path(tempfile.mkdtemp(prefix="agentflow-pg-"))
-        self.data = Path(tempfile.mkdtemp(prefix="agentflow-pg-data-", dir=_fast_disk()))
+        self.data = Path(tempfile.mkdtemp(prefix="agentflow-pg-data-", dir=data_in or _fast_disk()))
         self.log = self.folder / "log"
         self.port = _free_port()
         self.password = secrets.token_hex(16)

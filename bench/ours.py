@@ -1,0 +1,212 @@
+"""agentflow's side of the contest: each workload as a user would write it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from statistics import median
+
+from agentflow import App, Context, Settings, Step
+from agentflow.app import AppWorker
+from bench.talk import Figures, Work, Workloads, answer, resident_mb, rounds, spread, wait_to_be_killed
+
+
+async def one(n: int) -> int:
+    return n
+
+
+async def sequence(work: Work) -> Figures:
+    """One run whose steps come one after the other: the median step."""
+    app = await open_app(work)
+    took: list[float] = []
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        for n in range(ctx.data):
+            began = time.perf_counter()
+            await step.run("step", one, n)
+            took.append(time.perf_counter() - began)
+        return ctx.data
+
+    async with app.running():
+        await (await app.start(run, work.sizes["steps"])).result()
+    return {"step": median(took)}
+
+
+async def throughput(work: Work) -> Figures:
+    """Many runs at once in one process: seconds a step."""
+    app = await open_app(work)
+    runs, steps = work.sizes["runs"], work.sizes["steps_a_run"]
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        for n in range(ctx.data):
+            await step.run("step", one, n)
+        return ctx.data
+
+    async with app.running(concurrency=runs):
+        began = time.perf_counter()
+        handles = await asyncio.gather(*[app.start(run, steps) for _ in range(runs)])
+        await asyncio.gather(*[handle.result() for handle in handles])
+        return {"step": (time.perf_counter() - began) / (runs * steps)}
+
+
+async def parallel(work: Work) -> Figures:
+    """Runs, one after the other, of which each has many steps at once: the median from start to result."""
+    app = await open_app(work)
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        done = await asyncio.gather(*[step.run("step", one, n) for n in range(ctx.data)])
+        return len(done)
+
+    async def start_one(n: int) -> None:
+        await (await app.start(run, work.sizes["branches"])).result()
+
+    async with app.running():
+        return {"run": median(await rounds(work, work.sizes["parallel_runs"], start_one))}
+
+
+async def start(work: Work) -> Figures:
+    """From the start of a run with one step to its result."""
+    app = await open_app(work)
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        return await step.run("step", one, ctx.data)
+
+    async def start_one(n: int) -> None:
+        await (await app.start(run, n)).result()
+
+    async with app.running():
+        return spread(await rounds(work, work.sizes["starts"], start_one))
+
+
+async def signal(work: Work) -> Figures:
+    """Runs that wait: what 1,000 of them hold in memory, and how long from a signal until the run goes on."""
+    app = await open_app(work)
+    went_on: dict[int, float] = {}
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        await step.wait_for_signal("wait", signal=f"go-{ctx.data}", timeout="30d")
+        went_on[ctx.data] = time.perf_counter()
+        return ctx.data
+
+    few, many = work.sizes["parked_few"], work.sizes["parked_many"]
+    worker = app.worker(concurrency=200)
+    await worker.start()
+    try:
+        handles = []
+        sizes = []
+        for n in range(many):
+            handles.append(await app.start(run, n))
+            if n + 1 in (few, many):
+                await _until_parked(worker)
+                sizes.append(resident_mb())
+        took = []
+
+        async def signal_one(n: int) -> None:
+            began = time.perf_counter()
+            await app.signal(f"go-{n}")
+            assert await handles[n].result() == n
+            took.append(went_on[n] - began)
+
+        await rounds(work, work.sizes["signals"], signal_one)
+    finally:
+        await worker.stop()
+    return {**spread(took), "parked": max(0.0, sizes[1] - sizes[0]) * 1000 / (many - few)}
+
+
+async def replay(work: Work) -> Figures:
+    """A run that waits after many steps, in a new process: from the signal until its first new step runs."""
+    app = await open_app(work)
+    reached: list[float] = []
+
+    async def new() -> None:
+        reached.append(time.perf_counter())
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        for n in range(ctx.data):
+            await step.run("step", one, n)
+        await step.wait_for_signal("wait", signal="go", timeout="30d")
+        await step.run("new", new)
+        return ctx.data
+
+    worker = app.worker()
+    await worker.start()
+    try:
+        if work.half:
+            await app.start(run, work.sizes["steps"])
+            await asyncio.sleep(0.1)
+            await _until_parked(worker)
+            await wait_to_be_killed()
+        [parked] = (await app.runs.list()).data
+        began = time.perf_counter()
+        await app.signal("go")
+        await app.runs.handle(parked.id).result()
+    finally:
+        await worker.stop()
+    return {"resume": reached[0] - began}
+
+
+async def recovery(work: Work) -> Figures:
+    """Runs whose process was killed between two of their steps: from opening until all are done."""
+    app = await open_app(work)
+    runs, steps = work.sizes["recovered"], work.sizes["steps_a_run"]
+    halves = 0
+
+    async def hang() -> None:
+        nonlocal halves
+        halves += work.half
+        while work.half:
+            await asyncio.sleep(60)
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> int:
+        for n in range(steps):
+            await step.run("step", one, n)
+            if n == steps // 2:
+                await step.run("hang", hang)
+        return ctx.data
+
+    began = time.perf_counter()
+    async with app.running(concurrency=runs):
+        if work.half:
+            await asyncio.gather(*[app.start(run, n) for n in range(runs)])
+            while halves < runs:
+                await asyncio.sleep(0.01)
+            await wait_to_be_killed()
+        page = await app.runs.list(limit=runs)
+        assert len(page.data) == runs
+        await asyncio.gather(*[app.runs.handle(record.id).result() for record in page.data])
+        return {"all": time.perf_counter() - began}
+
+
+async def open_app(work: Work) -> App:
+    app = App(
+        "bench",
+        database_url=work.url,
+        settings=Settings(
+            max_steps=work.sizes["steps"] + 10,
+            durability="process" if work.database == "process" else "strict",
+        ),
+    )
+    await app.migrate()
+    return app
+
+
+async def _until_parked(worker: AppWorker) -> None:
+    while worker.running:
+        await asyncio.sleep(0.01)
+    gc.collect()
+
+
+WORKLOADS: Workloads = {
+    work.__name__: work for work in (sequence, throughput, parallel, start, signal, replay, recovery)
+}
+
+if __name__ == "__main__":
+    answer(WORKLOADS)

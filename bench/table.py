@@ -1,0 +1,56 @@
+"""One table a database: each contestant's figure, how often the raw limit's time it takes, and how often ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.contest import OURS, RAW, Contestant, Results, median_of
+from bench.plan import TITLES, Row, rows_on
+
+
+def table(
+    results: Results, database: str, contestants: Sequence[Contestant], sizes: Mapping[str, int]
+) -> list[str]:
+    """Lines of text; a dash where a contestant has no such figure."""
+    peers = [contestant for contestant in contestants if contestant.is_peer and contestant.does("", database)]
+    heading = f"{'':<40}{RAW.name:>10}{OURS.name:>11}{'x raw':>8}"
+    heading += "".join(f"{peer.name:>11}{'x raw':>8}{'x ours':>8}" for peer in peers)
+    lines = [TITLES[database], heading]
+    for row in rows_on(database):
+        raw = _figure(results, database, row, RAW)
+        ours = _figure(results, database, row, OURS)
+        line = f"{_title(row, sizes):<40}{_shown(row, raw):>10}{_shown(row, ours):>11}{_times(ours, raw):>8}"
+        for peer in peers:
+            theirs = _figure(results, database, row, peer)
+            line += f"{_shown(row, theirs):>11}{_times(theirs, raw):>8}{_times(theirs, ours):>8}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def _figure(results: Results, database: str, row: Row, contestant: Contestant) -> float | None:
+    return median_of(results, database, row.workload, contestant.name, row.figure)
+
+
+def _title(row: Row, sizes: Mapping[str, int]) -> str:
+    title = row.title.format_map({name: f"{size:,}" for name, size in sizes.items()})
+    return f"{title} ({'steps/s' if row.shown_as == '/s' else row.shown_as})"
+
+
+def _shown(row: Row, figure: float | None) -> str:
+    match row.shown_as:
+        case _ if figure is None:
+            return "-"
+        case "/s":
+            return f"{1 / figure:,.0f}"
+        case "MB":
+            return f"{figure:.1f}"
+        case "s":
+            return f"{figure:.2f}"
+        case "ms":
+            return f"{figure * 1e3:,.1f}"
+        case _:
+            return f"{figure * 1e6:,.0f}"
+
+
+def _times(figure: float | None, other: float | None) -> str:
+    return "-" if figure is None or not other else f"{figure / other:.1f}"
