@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="smaller sizes")
+    parser.add_argument(
+        "--quick", dest="size", action="store_const", const="quick", default="full", help="smaller sizes"
+    )
     parser.add_argument("--size", choices=SIZES, default="full", help=argparse.SUPPRESS)
     parser.add_argument(
         "--peers", action="store_true", help="with DBOS and LangGraph, installed into .venv-peers"
@@ -59,8 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--folder", help="where the databases are made: the disk that is measured")
     arguments = parser.parse_args(argv)
-    # PostgreSQL's figures swing by half when a machine is busy: held against the kept ones where it is asked for.
-    every = (STRICT, PROCESS) if arguments.check else DATABASES
+    # PostgreSQL's figures swing by half when a machine is busy: kept and checked only where that is asked for.
+    every = (STRICT, PROCESS) if arguments.check or arguments.keep else DATABASES
     arguments.databases = arguments.databases or list(every)
     return arguments
 

@@ -179,9 +179,9 @@ async def recovery(work: Work) -> Figures:
             while halves < runs:
                 await asyncio.sleep(0.01)
             await wait_to_be_killed()
-        page = await app.runs.list(limit=runs)
-        assert len(page.data) == runs
-        await asyncio.gather(*[app.runs.handle(record.id).result() for record in page.data])
+        ids = await _every_run(app)
+        assert len(ids) == runs
+        await asyncio.gather(*[app.runs.handle(run_id).result() for run_id in ids])
         return {"all": time.perf_counter() - began}
 
 
@@ -196,6 +196,15 @@ async def open_app(work: Work) -> App:
     )
     await app.migrate()
     return app
+
+
+async def _every_run(app: App) -> list[str]:
+    page = await app.runs.list(limit=100)
+    ids = [run.id for run in page.data]
+    while page.has_more:
+        page = await app.runs.list(limit=100, cursor=page.cursor)
+        ids += [run.id for run in page.data]
+    return ids
 
 
 async def _until_parked(worker: AppWorker) -> None:

@@ -27,7 +27,7 @@ FULL: Mapping[str, int] = MappingProxyType(
         "branches": 200,
         "parallel_runs": 10,
         "parked_few": 100,
-        "parked_many": 1000,
+        "parked_many": 500,
         "recovered": 200,
     }
 )
@@ -40,7 +40,7 @@ QUICK: Mapping[str, int] = MappingProxyType(
         "runs": 100,
         "branches": 50,
         "parallel_runs": 5,
-        "parked_many": 400,
+        "parked_many": 200,
         "recovered": 50,
     }
 )

@@ -101,7 +101,7 @@ async def signal(work: Work) -> Figures:
 
 
 async def throughput(work: Work) -> Figures:
-    """Bulk insert of as many rows as there are steps, 500 in a transaction; seconds a row, the median of some rounds."""
+    """Bulk insert of as many rows as there are steps, 500 in a transaction; seconds a row, the median of rounds."""
     database = await open_database(work)
     count = work.sizes["runs"] * work.sizes["steps_a_run"]
     took = []

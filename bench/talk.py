@@ -29,7 +29,7 @@ class Work:
     folder: str
     half: bool = False
     sizes: Mapping[str, int]
-    most_seconds: float = 5.0
+    most_seconds: float = 3.0
     """A workload of many rounds ends after so long: some take a second for one."""
 
 

@@ -160,11 +160,10 @@ async def recovery(work: Work) -> Figures:
         while halves < runs:
             await asyncio.sleep(0.01)
         await wait_to_be_killed()
-    while await DBOS.list_workflows_async(status="PENDING", limit=1, load_input=False, load_output=False):
-        await asyncio.sleep(0.02)
-    took = time.perf_counter() - began
-    assert len(await DBOS.list_workflows_async(status="SUCCESS")) == runs
-    return {"all": took}
+    # Asked for those that succeeded: between launch and its entry a recovered workflow is not pending either.
+    while len(await DBOS.list_workflows_async(status="SUCCESS", load_input=False, load_output=False)) < runs:
+        await asyncio.sleep(0.05)
+    return {"all": time.perf_counter() - began}
 
 
 def launch(work: Work) -> None:

@@ -1,0 +1,106 @@
+"""The benchmark suite: every row is printed, from real processes, and a figure that is a third worse is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import check
+from bench.__main__ import held
+from bench.contest import OURS, RAW, Contest
+from bench.plan import PROCESS, ROWS, SIZES, STRICT, rows_on
+from bench.table import table
+
+ROOT = Path(__file__).parent.parent.parent
+KEY = "process/sequence/step"
+
+
+@pytest.fixture
+def contest(tmp_path: Path) -> Contest:
+    return Contest(folder=tmp_path, server=None, sizes=SIZES["smallest"], tell=print)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_suite_prints_a_figure_of_ours_in_every_row(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--size=smallest", "--folder", tmp_path]
+        + ["--database=strict", "--database=process"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    for database in (STRICT, PROCESS):
+        for row in rows_on(database):
+            title = row.title.format_map(SIZES["smallest"])
+            [*_, ours, _] = next(line for line in lines if line.startswith(title)).split()
+            assert ours != "-", title
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(120)
+async def test_the_suite_measures_a_run_on_postgresql(tmp_path: Path, postgres_admin_url: str) -> None:
+    told: list[str] = []
+    contest = Contest(folder=tmp_path, server=postgres_admin_url, sizes=SIZES["smallest"], tell=told.append)
+    results = await contest.hold("postgresql", ["sequence"], [RAW, OURS], rounds=1)
+    assert told == []
+    assert {name for _, _, name in results} == {"raw", "agentflow"}
+    assert all(figures["step"] > 0 for rounds in results.values() for figures in rounds)
+
+
+def test_a_table_shows_what_is_faster_and_by_how_much() -> None:
+    results = {
+        (PROCESS, "sequence", "raw"): [{"step": 10e-6}, {"step": 30e-6}, {"step": 20e-6}],
+        (PROCESS, "sequence", "agentflow"): [{"step": 50e-6}],
+    }
+    lines = table(results, PROCESS, [RAW, OURS], SIZES["full"])
+    assert lines[2].split() == ["a", "step,", "in", "a", "run", "of", "1,000", "(µs)", "20", "50", "2.5"]
+    assert lines[3].split()[-3:] == ["-", "-", "-"]
+
+
+async def test_a_contestant_that_fails_is_named_and_left_out(tmp_path: Path) -> None:
+    told: list[str] = []
+    contest = Contest(folder=tmp_path, server=None, sizes={}, tell=told.append)
+    assert await contest.hold(STRICT, ["sequence"], [OURS], rounds=2) == {}
+    assert told == ["agentflow did not do sequence on strict: exit code 1: KeyError: 'steps'"]
+
+
+@pytest.mark.timeout(120)
+async def test_the_check_fails_when_a_figure_is_more_than_a_third_worse(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "CHECKED", [row for row in ROWS if row.key(PROCESS) == KEY])
+    monkeypatch.setattr(check, "ROUNDS", 1)
+    measured = await check.measure(contest, [PROCESS])
+    assert set(measured) == {KEY}
+
+    # Kept generously, the same code passes; as if it had once been a hundred times as fast, it does not.
+    assert held(await check.check(contest, [PROCESS], {KEY: measured[KEY] * 100})) == 0
+    slower = await check.check(contest, [PROCESS], {KEY: measured[KEY] / 100})
+    assert [line.partition(":")[0] for line in slower] == [KEY]
+    assert held(slower) == 1
+    assert "slower than it was" in capsys.readouterr().out
+
+
+def test_a_third_is_the_limit() -> None:
+    assert check.regressions({"a": 1.33, "b": 1.34, "new": 9.0}, {"a": 1.0, "b": 1.0}) == ["b"]
+
+
+async def test_a_kept_figure_that_is_no_longer_measured_fails_the_check(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "CHECKED", [])
+    kept = {KEY: 1.0, "postgresql/start/p50": 1.0}
+    assert await check.check(contest, [PROCESS], kept) == [f"{KEY}: was not measured"]
+
+
+def test_a_figure_is_kept_for_every_row_that_is_checked_on_sqlite() -> None:
+    kept = json.loads(check.FIGURES.read_text())
+    on_sqlite = {STRICT, PROCESS}
+    assert set(kept) == {row.key(kind) for row in check.CHECKED for kind in on_sqlite & set(row.databases)}
