@@ -34,21 +34,51 @@ def sqlite_url(tmp_path: Path, migrated_file: Path) -> str:
     return f"sqlite:///{tmp_path / migrated_file.name}"
 
 
+class Template:
+    """A database with tables, and the one copy of it that is in use: emptied for each test, and now and then new."""
+
+    MOST_USES = 50
+
+    def __init__(self, admin_url: str) -> None:
+        self._admin_url = admin_url
+        self._name = f"agentflow_template_{secrets.token_hex(6)}"
+        self._copy = f"{self._name}_copy"
+        self._uses = 0
+        self._execute(f'CREATE DATABASE "{self._name}" TEMPLATE template0')
+        asyncio.run(App("t", database_url=url_of(admin_url, self._name)).migrate())
+
+    def fresh(self) -> str:
+        """The URL of a database that has its tables, and nothing in them."""
+        url = url_of(self._admin_url, self._copy)
+        if self._uses % self.MOST_USES == 0:
+            self._drop(self._copy)
+            self._execute(f'CREATE DATABASE "{self._copy}" TEMPLATE "{self._name}"')
+        else:
+            asyncio.run(empty(url))
+        self._uses += 1
+        return url
+
+    def close(self) -> None:
+        self._drop(self._copy)
+        self._drop(self._name)
+
+    def _drop(self, name: str) -> None:
+        self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _execute(self, statement: str) -> None:
+        asyncio.run(execute(self._admin_url, statement))
+
+
 @pytest.fixture(scope="session")
-def migrated_database(postgres_admin_url: str) -> Iterator[str]:
-    name = f"agentflow_template_{secrets.token_hex(6)}"
-    asyncio.run(execute(postgres_admin_url, f'CREATE DATABASE "{name}" TEMPLATE template0'))
-    asyncio.run(App("t", database_url=url_of(postgres_admin_url, name)).migrate())
-    yield name
-    asyncio.run(execute(postgres_admin_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+def migrated_database(postgres_admin_url: str) -> Iterator[Template]:
+    template = Template(postgres_admin_url)
+    yield template
+    template.close()
 
 
 @pytest.fixture
-def postgres_url(postgres_admin_url: str, migrated_database: str) -> Iterator[str]:
-    name = f"agentflow_test_{secrets.token_hex(6)}"
-    asyncio.run(execute(postgres_admin_url, f'CREATE DATABASE "{name}" TEMPLATE "{migrated_database}"'))
-    yield url_of(postgres_admin_url, name)
-    asyncio.run(execute(postgres_admin_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+def postgres_url(migrated_database: Template) -> str:
+    return migrated_database.fresh()
 
 
 def url_of(admin_url: str, name: str) -> str:
@@ -59,5 +89,21 @@ async def execute(url: str, statement: str) -> None:
     connection = await asyncpg.connect(url, statement_cache_size=0)
     try:
         await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def empty(url: str) -> None:
+    """Delete all rows; whoever is still connected is cut off first."""
+    connection = await asyncpg.connect(url, statement_cache_size=0)
+    try:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        tables = await connection.fetch(
+            "SELECT tablename FROM pg_tables WHERE tablename LIKE 'agentflow_%' AND tablename <> 'agentflow_version'"
+        )
+        await connection.execute("".join(f"DELETE FROM {table[0]};" for table in tables))
     finally:
         await connection.close()

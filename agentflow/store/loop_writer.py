@@ -18,7 +18,6 @@ from agentflow.crashpoints import point
 from agentflow.errors import AgentflowError
 from agentflow.store.batches import (
     MOST_BYTES,
-    MOST_OPERATIONS,
     Commit,
     Fault,
     Submission,
@@ -30,6 +29,8 @@ from agentflow.store.protocol import Hint
 
 logger = logging.getLogger("agentflow.store")
 
+MOST_TOGETHER = 96
+"""Fewer than the thread takes: while the server works on one batch, the runs of the batch before go on."""
 CLOSE_PATIENCE = 10.0
 
 
@@ -122,7 +123,7 @@ class LoopWriter:
         """What is queued, up to the limits."""
         batch = [self._queue.popleft()]
         size = size_of(batch[0])
-        while self._queue and len(batch) < MOST_OPERATIONS:
+        while self._queue and len(batch) < MOST_TOGETHER:
             size += size_of(self._queue[0])
             if size > MOST_BYTES:
                 break
