@@ -289,15 +289,15 @@ async def test_a_run_that_may_not_begin_in_time_is_cancelled_in_its_lane(databas
         await h.idle()
 
 
-async def test_a_key_may_be_a_function_or_an_expression(database_url: str) -> None:
-    for key in (lambda event: event["data"]["user"], "event.data.user + '!'"):
-        gauge = Gauge()
-        app = keyed_app(gauge, Concurrency(1, key=key))
-        async with harness(app) as h:
-            await send(h, *["ana", "ben"] * 4)
-            await h.idle()
-            assert await statuses(app) == {RunStatus.COMPLETED: 8}
-        assert gauge.most == {"ana": 1, "ben": 1}
+@pytest.mark.parametrize("key", [lambda event: event["data"]["user"], "event.data.user + '!'"])
+async def test_a_key_may_be_a_function_or_an_expression(database_url: str, key: Any) -> None:
+    gauge = Gauge()
+    app = keyed_app(gauge, Concurrency(1, key=key))
+    async with harness(app, database_url=database_url) as h:
+        await send(h, *["ana", "ben"] * 4)
+        await h.idle()
+        assert await statuses(app) == {RunStatus.COMPLETED: 8}
+    assert gauge.most == {"ana": 1, "ben": 1}
 
 
 async def test_runs_sent_by_a_process_that_lacks_the_key_s_function_keep_the_limit(database_url: str) -> None:
@@ -328,4 +328,4 @@ def test_a_bad_value_is_refused_when_the_function_is_registered(value: Any, says
         @app.function(concurrency=value)
         async def work(ctx: Context[None], step: Step) -> None: ...
 
-    assert "work" in str(caught.value) or value == 0
+    assert "'work'" in str(caught.value)

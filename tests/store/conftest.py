@@ -9,12 +9,12 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 
 from agentflow.store.protocol import Store
+from tests.migrated import empty, url_of
 from tests.store.support import World, make_store, with_worker
 
 
@@ -35,7 +35,7 @@ def migrated_postgres(postgres_admin_url: str) -> Iterator[str]:
             f'CREATE DATABASE "{name}" TEMPLATE template0',
         )
     )
-    url = urlunsplit(urlsplit(postgres_admin_url)._replace(path=f"/{name}"))
+    url = url_of(postgres_admin_url, name)
     asyncio.run(_migrate(url))
     yield url
     asyncio.run(_execute(postgres_admin_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
@@ -49,7 +49,7 @@ def sqlite_ready(tmp_path: Path, migrated_sqlite: Path) -> str:
 
 @pytest.fixture
 def postgres_ready(migrated_postgres: str) -> str:
-    asyncio.run(_empty(migrated_postgres))
+    asyncio.run(empty(migrated_postgres))
     return migrated_postgres
 
 
@@ -74,17 +74,6 @@ async def world(store: Store) -> World:
 
 async def _migrate(url: str) -> None:
     await make_store(url).migrate()
-
-
-async def _empty(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        tables = await connection.fetch(
-            "SELECT tablename FROM pg_tables WHERE tablename LIKE 'agentflow_%' AND tablename <> 'agentflow_version'"
-        )
-        await connection.execute("".join(f"DELETE FROM {table[0]};" for table in tables))
-    finally:
-        await connection.close()
 
 
 async def _execute(url: str, *statements: str) -> None:
