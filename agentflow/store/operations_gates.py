@@ -92,7 +92,7 @@ def leave_lanes(tx: Transaction, run_id: str, now: int) -> Work[None]:
     rows = yield flow_sql.READ_GATES, {"id": run_id}
     if not rows or rows[0][0] in (None, UNPLANNED) or rows[0][1] is not None:
         return
-    stored, _, started_at, _, _ = rows[0]
+    stored, _, started_at = rows[0]
     gates = Gates.from_json(stored)
     yield from lock_keys(tx, gates.names())
     for key in gates.slots:
@@ -133,7 +133,7 @@ def tend_lanes(tx: Transaction, op: TendLanes) -> Work[int]:
     for lane in lanes:
         heads = yield flow_sql.READ_HEAD, {"lane": lane, "app": op.app, "functions": op.functions}
         if heads:
-            function, stored, _ = heads[0]
+            function, stored = heads[0]
             found += yield from _tend(tx, op, lane, Gates.from_json(stored), op.gates.get(function))
     return found
 

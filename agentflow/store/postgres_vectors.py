@@ -218,10 +218,10 @@ _START_RUNS = f"""
             WHERE f.app = g.app AND f.id = g.function AND f.paused_at IS NOT NULL
         ) AS begins
         FROM unnest(
-            $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::int[], $9::text[], $10::text[],
+            $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::int[], $9::text[], $10::text[],
             $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[], $16::text[], $17::text[],
             $18::text[], $19::text[]
-        ) AS g(id, app, function, ready_at, owner, depth, version, parent_id, parent_key, root_id, rerun_of,
+        ) AS g(owner, id, app, function, ready_at, depth, version, parent_id, parent_key, root_id, rerun_of,
                created_at, now, input, trigger, tags, event_id)
     ),
     added AS (
@@ -289,36 +289,15 @@ async def start_runs(
     outcomes: list[Any],
 ) -> None:
     """Insert these runs, fence included; outcomes of those that were there already stay `None`."""
-    rows = []
-    for index in which:
-        run, now, wanted = operations[index]
-        rows.append(
-            (
-                run.id,
-                run.app,
-                run.function,
-                run.ready_at,
-                wanted,
-                run.depth,
-                run.version,
-                run.parent_id,
-                run.parent_key,
-                run.root_id,
-                run.rerun_of,
-                run.created_at,
-                now,
-                run.input,
-                run.trigger,
-                json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
-                run.event_id,
-            )
-        )
-    workers = [operations[index].owner for index in which if operations[index].owner is not None]
-    added = dict(await connection.fetch(_START_RUNS, *_fences(workers, leases), *zip(*rows, strict=True)))
-    for index, row in zip(which, rows, strict=True):
-        epoch = added.get(row[0])
+    starts: list[StartRun] = [operations[index] for index in which]
+    owners = [start.owner for start in starts]
+    columns = zip(*(_stored(start.run, start.now) for start in starts), strict=True)
+    fences = _fences((owner for owner in owners if owner is not None), leases)
+    added = dict(await connection.fetch(_START_RUNS, *fences, owners, *columns))
+    for index, start in zip(which, starts, strict=True):
+        epoch = added.get(start.run.id)
         if epoch is not None:
-            outcomes[index] = Started(row[0], created=True, epoch=epoch)
+            outcomes[index] = Started(start.run.id, created=True, epoch=epoch)
             if epoch == 0:
                 tx.tell(HintKind.READY)
 
@@ -333,22 +312,7 @@ async def start_run(
         _START_RUN,
         owner,
         None if lease is None else lease.epoch,
-        run.id,
-        run.app,
-        run.function,
-        run.ready_at,
-        run.depth,
-        run.version,
-        run.parent_id,
-        run.parent_key,
-        run.root_id,
-        run.rerun_of,
-        run.created_at,
-        now,
-        run.input,
-        run.trigger,
-        json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
-        run.event_id,
+        *_stored(run, now),
     )
     if not rows:
         return None
@@ -464,6 +428,28 @@ def wake_parents(tx: Transaction, parents: Sequence[Any]) -> Work[None]:
         yield from wake_parent(
             tx, op.run.run_id, parent_id, parent_key, op.status, now=op.now, output=op.output, error=error
         )
+
+
+def _stored(run: NewRun, now: int) -> tuple[Any, ...]:
+    """What is stored of a run, in the order of `_START_RUN` and `_START_RUNS`."""
+    return (
+        run.id,
+        run.app,
+        run.function,
+        run.ready_at,
+        run.depth,
+        run.version,
+        run.parent_id,
+        run.parent_key,
+        run.root_id,
+        run.rerun_of,
+        run.created_at,
+        now,
+        run.input,
+        run.trigger,
+        json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
+        run.event_id,
+    )
 
 
 def _fences(worker_ids: Iterable[str], leases: Mapping[str, Lease]) -> tuple[list[str], list[int]]:

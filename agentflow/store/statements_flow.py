@@ -227,13 +227,11 @@ FREE_STALE_SLOTS = Statement(
     )
 )
 READ_GATES = Statement(
-    lambda _: select(run.gates, run.blocked_on, run.started_at, run.app, run.function).where(
-        run.id == text("id")
-    )
+    lambda _: select(run.gates, run.blocked_on, run.started_at).where(run.id == text("id"))
 )
 READ_HEAD = Statement(
     lambda d: (
-        select(run.function, run.gates, run.started_at)
+        select(run.function, run.gates)
         .where(run.blocked_on == text("lane"), run.app == text("app"), d.among(run.function, "functions"))
         .order_by(run.order_at, run.id)
         .limit(raw("1", Integer))
