@@ -23,7 +23,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from tests.faults.reporting import choose, report
 from tests.postgres_server import PostgresServer
+
+__all__ = ["report"]  # a fixture, for any test
 
 # The only reasons for which CI may leave out a test, as the beginning of the reason.
 ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
@@ -223,6 +226,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help="a skipped test fails, but for the few allowed reasons"
     )
+    parser.addoption(
+        "--fault", action="append", type=int, default=[], metavar="N", help="only the tests of this fault"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    choose(config, items)
 
 
 @pytest.hookimpl(wrapper=True)

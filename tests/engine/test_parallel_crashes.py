@@ -26,9 +26,10 @@ from agentflow.runs import RunStatus, StepRecord
 from agentflow.settings import Settings
 from agentflow.step import Step, child_run_id
 from agentflow.testing import Harness, harness
+from tests.faults.reporting import Report
+from tests.faults.support import FIRST_SEED, IS_FULL
 
-CASES = int(os.environ.get("AGENTFLOW_TEST_CASES", "60"))
-FIRST_SEED = int(os.environ.get("AGENTFLOW_TEST_SEED", "1"))
+CASES = int(os.environ.get("AGENTFLOW_TEST_CASES", "1000" if IS_FULL else "60"))
 MOST_CRASHES = 4
 
 Node = list[Any]
@@ -275,11 +276,20 @@ async def run_cases(database_url: str, seeds: range) -> None:
                 raise
 
 
+@pytest.mark.fault(9)
 @pytest.mark.timeout(60 + CASES)
-async def test_parallel_branches_end_as_if_nothing_had_crashed_on_sqlite(sqlite_url: str) -> None:
+async def test_parallel_branches_end_as_if_nothing_had_crashed_on_sqlite(
+    sqlite_url: str, report: Report
+) -> None:
     await run_cases(sqlite_url, range(FIRST_SEED, FIRST_SEED + CASES))
+    report(f"{CASES:,} generated runs with up to {MOST_CRASHES} crashes each end as the uncrashed ones")
 
 
+@pytest.mark.fault(9)
 @pytest.mark.timeout(60 + CASES)
-async def test_parallel_branches_end_as_if_nothing_had_crashed_on_postgresql(postgres_url: str) -> None:
-    await run_cases(postgres_url, range(FIRST_SEED, FIRST_SEED + max(1, CASES // 5)))
+async def test_parallel_branches_end_as_if_nothing_had_crashed_on_postgresql(
+    postgres_url: str, report: Report
+) -> None:
+    cases = max(1, CASES // 5)
+    await run_cases(postgres_url, range(FIRST_SEED, FIRST_SEED + cases))
+    report(f"{cases:,} generated runs with up to {MOST_CRASHES} crashes each end as the uncrashed ones")

@@ -17,9 +17,9 @@ from agentflow.engine.worker import Worker
 from agentflow.errors import NoWaiter, StepError
 from agentflow.store.protocol import CommitRace, Fenced
 from agentflow.testing import Harness, harness
+from tests.faults.support import FIRST_SEED
 
 CASES = int(os.environ.get("AGENTFLOW_TEST_CASES", "60")) // 3
-FIRST_SEED = int(os.environ.get("AGENTFLOW_TEST_SEED", "1"))
 
 
 async def signal_of(name: str, step: Step) -> Any:

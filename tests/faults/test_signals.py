@@ -14,7 +14,8 @@ from agentflow.context import Context
 from agentflow.errors import NoWaiter
 from agentflow.settings import Settings
 from agentflow.step import Step
-from tests.measures.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
+from tests.faults.reporting import Report
+from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
 
 TASKS = 128
 ROUNDS = 1_000 if IS_FULL else 4
@@ -42,8 +43,11 @@ def make_app(url: str) -> App:
     return app
 
 
+@pytest.mark.fault(8)
 @pytest.mark.timeout(SECONDS)
-async def test_of_128_tasks_that_wait_again_and_again_none_misses_a_signal(database_url: str) -> None:
+async def test_of_128_tasks_that_wait_again_and_again_none_misses_a_signal(
+    database_url: str, report: Report
+) -> None:
     await make_app(database_url).migrate()
     app, other = make_app(database_url), make_app(database_url)
     rng = random.Random(FIRST_SEED)
@@ -84,8 +88,6 @@ async def test_of_128_tasks_that_wait_again_and_again_none_misses_a_signal(datab
         database_url, "SELECT count(*), count(DISTINCT run_id) FROM agentflow_signal WHERE state = 1"
     )
     assert (sent, runs) == (delivered, TASKS * -(-ROUNDS // ROUNDS_OF_A_RUN))
-    if IS_FULL:
-        print(
-            f"\n{database_url.partition(':')[0]}: {TASKS} tasks x {ROUNDS} rounds in {took:.0f} s, none lost; "
-            f"{retries} times nobody waited yet"
-        )
+    report(
+        f"{TASKS} tasks x {ROUNDS:,} rounds in {took:.0f} s, none lost; {retries:,} times nobody waited yet"
+    )

@@ -25,7 +25,8 @@ from agentflow.runs import Run, RunStatus
 from agentflow.settings import Settings
 from agentflow.step import Step
 from agentflow.testing import Harness, harness
-from tests.measures.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
+from tests.faults.reporting import Report
+from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
 
 ROUNDS = 10_000 if IS_FULL else 50
 AT_ONCE = 25
@@ -298,8 +299,11 @@ async def check_nothing_left(url: str) -> None:
         assert await read_rows(url, f"SELECT count(*) FROM {where}") == [(0,)], f"{what} are left"
 
 
+@pytest.mark.fault(9)
 @pytest.mark.timeout(SECONDS)
-async def test_cancelled_at_any_instant_a_run_ends_in_one_way_and_leaves_nothing(database_url: str) -> None:
+async def test_cancelled_at_any_instant_a_run_ends_in_one_way_and_leaves_nothing(
+    database_url: str, report: Report
+) -> None:
     app, ends, began = make_app(), Counter[RunStatus](), time.perf_counter()
     async with harness(app, database_url=database_url) as h:
         for first in range(0, ROUNDS, AT_ONCE):
@@ -326,6 +330,7 @@ async def test_cancelled_at_any_instant_a_run_ends_in_one_way_and_leaves_nothing
     assert min(ends[RunStatus.COMPLETED], ends[RunStatus.CANCELLED]) > ROUNDS // 10, "it is no race"
     if IS_FULL:
         assert set(ends) == {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED}
-        told = ", ".join(f"{count} {status}" for status, count in sorted(ends.items()))
-        took = time.perf_counter() - began
-        print(f"\n{database_url.partition(':')[0]}: {ROUNDS} rounds in {took:.0f} s: {told}")
+    told = ", ".join(f"{count} {status}" for status, count in sorted(ends.items()))
+    report(
+        f"{ROUNDS:,} rounds in {time.perf_counter() - began:.0f} s: {told}; none in a state that cannot be"
+    )

@@ -15,7 +15,8 @@ from agentflow.context import Context
 from agentflow.settings import Settings
 from agentflow.step import Step
 from agentflow.testing import harness
-from tests.measures.support import IS_FULL, SECONDS
+from tests.faults.reporting import Report
+from tests.faults.support import IS_FULL, SECONDS
 
 STEPS = 1_000
 BRANCHES = 10
@@ -39,11 +40,12 @@ async def plain_loop() -> float:
     return time.perf_counter() - began
 
 
+@pytest.mark.fault(13)
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("shape", ["in a row", "in branches"])
 @pytest.mark.parametrize("strict_replay", [False, True])
 async def test_a_run_with_a_thousand_steps_replays_in_under_50_ms(
-    database_url: str, shape: str, strict_replay: bool, monkeypatch: pytest.MonkeyPatch
+    database_url: str, shape: str, strict_replay: bool, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
     app = App("t", settings=Settings(max_steps=STEPS + 2 * WAKE_UPS, durability="process"))
     asked_at = claimed_at = 0.0
@@ -99,10 +101,8 @@ async def test_a_run_with_a_thousand_steps_replays_in_under_50_ms(
     assert (len(replaying), entered) == (WAKE_UPS, WAKE_UPS + 1)
     best, loop = min(replaying), min(loops)
     assert best < max(MOST_SECONDS, SLOWER * loop), f"{best * 1e3:.0f} ms, a plain loop {loop * 1e3:.0f} ms"
-    if IS_FULL:
-        how = f"{shape}, strictly" if strict_replay else shape
-        print(
-            f"\n{database_url.partition(':')[0]}: {STEPS} steps {how} replay in {median(replaying) * 1e3:.0f} ms "
-            f"(at best {best * 1e3:.0f}), after a claim of {median(reading) * 1e3:.0f} ms; "
-            f"a plain loop of as many tasks {median(loops) * 1e3:.0f} ms"
-        )
+    how = f"{shape}, strictly" if strict_replay else shape
+    report(
+        f"{STEPS:,} steps {how} replay in {median(replaying) * 1e3:.0f} ms (at best {best * 1e3:.0f}), after a claim "
+        f"of {median(reading) * 1e3:.0f} ms; a plain loop of as many tasks {median(loops) * 1e3:.0f} ms"
+    )

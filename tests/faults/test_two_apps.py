@@ -13,7 +13,8 @@ from agentflow.app import App
 from agentflow.context import Context
 from agentflow.settings import Settings
 from agentflow.step import Step
-from tests.measures.support import IS_FULL, SECONDS, read_rows
+from tests.faults.reporting import Report
+from tests.faults.support import IS_FULL, SECONDS, read_rows
 
 QUEUED = 20_000 if IS_FULL else 2_000
 RUNS = 100 if IS_FULL else 40
@@ -59,9 +60,10 @@ def urls(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> t
     return database_url, request.getfixturevalue("second_postgres_url")
 
 
+@pytest.mark.fault(12)
 @pytest.mark.timeout(SECONDS)
 async def test_an_app_is_as_fast_beside_another_s_queued_runs_as_in_an_empty_database(
-    urls: tuple[str, str],
+    urls: tuple[str, str], report: Report
 ) -> None:
     full_url, empty_url = urls
     beside, alone = make_app("busy", full_url), make_app("busy", empty_url)
@@ -81,8 +83,7 @@ async def test_an_app_is_as_fast_beside_another_s_queued_runs_as_in_an_empty_dat
     assert await read_rows(full_url, waiting) == [(QUEUED,)]
     ratio = min(took[beside]) / min(took[alone])
     assert ratio < MOST, f"{ratio:.2f} times as long: {took}"
-    if IS_FULL:
-        print(
-            f"\n{full_url.partition(':')[0]}: beside {QUEUED} queued runs {RUNS / median(took[beside]):.0f} runs/s, "
-            f"in an empty database {RUNS / median(took[alone]):.0f} runs/s; at best {ratio:.2f} x the time"
-        )
+    report(
+        f"beside {QUEUED:,} queued runs of an idle app {RUNS / median(took[beside]):.0f} runs/s, in an empty "
+        f"database {RUNS / median(took[alone]):.0f} runs/s; at best {ratio:.2f} x the time"
+    )
