@@ -66,10 +66,15 @@ class Settling:
         self.futures: set[Future[Any]] = set()
         """What user code is blocked on and the engine resolves."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other branch could be handed something first."""
+        return len(self._branches) == 1 and not self._due
+
     async def turn(self, seq: int) -> None:
         """Wait until the outcome with this seq is the next to be handed out."""
-        if len(self._branches) == 1 and not self._due:
-            return  # nobody else could go first
+        if self.is_alone:
+            return
         future: Future[None] = self._loop.create_future()
         self._ticket += 1
         heapq.heappush(self._due, (seq, self._ticket, future))
@@ -86,7 +91,9 @@ class Settling:
 
     def poke(self) -> None:
         """Something has changed: look whether the run can go on or rest."""
-        if self._closed or self._is_checking or not (self._due or self._is_waiting()):
+        if not (self._due or self._waits or self._naps or self._held_back):
+            return  # asked after every step: what follows is rare
+        if self._closed or self._is_checking:
             return
         self._is_checking = True
         self._calm = 0

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -108,6 +108,12 @@ def acknowledge(batch: Sequence[Submission], outcomes: list[Any]) -> None:
             future.set_result(outcome)
 
 
-def size_of(submission: Submission) -> int:
-    """How much a submission adds to `MOST_BYTES`."""
-    return weight_of(submission.operation)
+def how_many_fit(queued: Iterable[Submission], *, most: int = MOST_OPERATIONS) -> int:
+    """How many of these, from the first, are one batch: the first always, then up to `most` and `MOST_BYTES`."""
+    count = size = 0
+    for submission in queued:
+        size += weight_of(submission.operation)
+        if count and (count == most or size > MOST_BYTES):
+            break
+        count += 1
+    return count

@@ -18,20 +18,22 @@ from agentflow.store import protocol as p
 from agentflow.store import statements as sql
 from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
+from agentflow.store.operations_runs import wake_parents
+from agentflow.store.plan import Plan
 from agentflow.store.postgres_connection import connect, is_conflict, is_outage
 from agentflow.store.postgres_vectors import (
     FENCE,
     Lease,
-    Plan,
     commit_step,
     commit_steps,
     finish_run,
     finish_runs,
+    send_signal,
     start_run,
     start_runs,
-    wake_parents,
 )
 from agentflow.store.protocol import Hint
+from agentflow.store.statement import Bundle, Params, Statement
 from agentflow.store.transaction import Transaction, Work, lock_keys
 
 
@@ -68,7 +70,7 @@ class PostgresBackend:
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
         plan = Plan.of(operations)
         hints: list[Hint] = []
-        if plan.is_one_statement(operations) and strict == self._strict:
+        if (plan.is_one_kind(operations) or _is_lone_signal(operations)) and strict == self._strict:
             outcomes, hints = await self._commit_at_once(operations, plan)
             left = [index for index, outcome in enumerate(outcomes) if outcome is None]
             if left:
@@ -97,6 +99,8 @@ class PostgresBackend:
                 outcomes[0] = await start_run(connection, tx, start, leases)
             case p.StartRun():
                 await start_runs(connection, tx, operations, plan.starts, leases, outcomes)
+            case p.SendSignal() as signal:
+                outcomes[0] = await send_signal(connection, tx, signal)
             case p.Finish() as finish if is_alone:
                 outcomes[0] = await finish_run(connection, tx, finish, leases)
             case p.Finish():
@@ -132,6 +136,11 @@ class PostgresBackend:
         return outcomes, tx.hints
 
 
+def _is_lone_signal(operations: Sequence[Any]) -> bool:
+    """Whether it is one signal, and not from within a run."""
+    return len(operations) == 1 and type(operations[0]) is p.SendSignal and operations[0].run is None
+
+
 def _on(value: bool) -> str:
     return "on" if value else "off"
 
@@ -153,10 +162,18 @@ async def drive(connection: asyncpg.Connection[Any], work: Work[Any]) -> Any:
     try:
         statement, params = next(work)
         while True:
-            text, arguments = statement.postgres
-            statement, params = work.send(await connection.fetch(text, *arguments(params)))
+            statement, params = work.send(await answer(connection, statement, params))
     except StopIteration as stop:
         return stop.value
+
+
+async def answer(
+    connection: asyncpg.Connection[Any], statement: Statement | Bundle, params: Params
+) -> list[Any]:
+    """What the work that asks for this statement is sent."""
+    text, arguments = statement.postgres
+    rows: list[Any] = await connection.fetch(text, *arguments(params))
+    return Bundle.rows(rows[0]) if isinstance(statement, Bundle) else rows
 
 
 async def rollback(connection: asyncpg.Connection[Any]) -> None:
