@@ -41,3 +41,9 @@ def resident_mb(pid: int | None = None) -> float:
         return pages * resource.getpagesize() / 1e6
     except FileNotFoundError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def cpu_seconds(pid: int) -> float:
+    """The time that a process has used so far, of its own and of the system's (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

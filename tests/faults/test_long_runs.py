@@ -1,4 +1,4 @@
-"""A very long run: in full 10,000 steps in a row. The last cost what the first did, and it is soon back where it was."""
+"""A very long run: in full 10,000 steps in a row. The last cost what the first did; it is soon back where it was."""
 
 from __future__ import annotations
 
