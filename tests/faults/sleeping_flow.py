@@ -21,7 +21,10 @@ from tests.crash.flow import write_line
 NAPS = 30
 
 
-def make_app(database_url: str, claims: list[float] | None = None) -> App:
+def make_app(
+    database_url: str, *, claims: list[float] | None = None, waits: list[float] | None = None
+) -> App:
+    """`claims` is read, and what the runs see when they begin to wait goes into `waits`: the clock."""
     app = App("sleepers", database_url=database_url, settings=Settings(durability="process"))
 
     async def who() -> int:
@@ -31,6 +34,8 @@ def make_app(database_url: str, claims: list[float] | None = None) -> App:
     async def parked(ctx: Context[str], step: Step) -> int:
         """Waits for a month, in the way that it is asked to."""
         pid = await step.run("first", who)
+        if waits is not None:
+            waits.append(time.monotonic())
         if ctx.data == "sleep":
             await step.sleep("wait", "30d")
         elif ctx.data == "event":
@@ -56,7 +61,7 @@ def make_app(database_url: str, claims: list[float] | None = None) -> App:
 async def main(database_url: str, log: str) -> None:
     logging.basicConfig(filename=f"{log}.warnings", level=logging.WARNING)
     claims: list[float] = []
-    app = make_app(database_url, claims)
+    app = make_app(database_url, claims=claims)
     async with app.running():
         store = app.client.store
         claim = store.claim
