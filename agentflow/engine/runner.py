@@ -257,6 +257,7 @@ class Runner:
 
     def add_branch(self, branch: Branch) -> None:
         self.branches[branch] = None
+        self.settling.watch(branch)
 
     def drop_branch(self, branch: Branch) -> None:
         self.branches.pop(branch, None)
