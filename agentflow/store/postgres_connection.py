@@ -13,9 +13,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
-"""For each statement of the store: long for a server that works, short for a connection that is dead."""
-QUERY_SECONDS = 30.0
-"""For what people read, which may have to look at more."""
+"""For each statement: long for a server that works, short for a connection that is dead."""
 ROLLBACK_SECONDS = 2.0
 IDLE_IN_TRANSACTION = "5s"
 """A process that is stopped inside a transaction loses it, and its locks, so that its runs can be taken over."""

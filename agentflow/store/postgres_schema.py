@@ -10,11 +10,11 @@ from sqlalchemy import Connection, NullPool, event, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.store.migrations import VERSION_TABLE, is_current, needs_upgrade, upgrade
-from agentflow.store.postgres_connection import QUERY_SECONDS, connect, is_outage
+from agentflow.store.postgres_connection import connect, is_outage
 
 READERS, MORE_READERS = 2, 3
 IS_THERE_SECONDS, SURELY_THERE_SECONDS = 2.0, 1.0
-MIGRATION_IDLE = "1min"
+MIGRATION_IDLE, MIGRATION_SECONDS = "1min", 300.0
 _LOCK = 0x6167656E74666C6F  # "agentflo"
 
 
@@ -34,7 +34,11 @@ async def check(dsn: str) -> None:
 
 async def migrate(dsn: str) -> None:
     """Make the tables, or bring them up to date, in one transaction."""
-    engine = make_engine(dsn, pooled=False)
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(dsn, seconds=MIGRATION_SECONDS),
+        poolclass=NullPool,
+    )
     try:
         async with engine.begin() as connection:
             # No run waits for these locks, and a slow machine takes its time between two statements.
@@ -47,19 +51,12 @@ async def migrate(dsn: str) -> None:
         await engine.dispose()
 
 
-def make_engine(dsn: str, *, pooled: bool = True) -> AsyncEngine:
+def make_engine(dsn: str) -> AsyncEngine:
     """SQLAlchemy's engine on agentflow's own connections, so that any URL asyncpg knows will do."""
 
-    async def connect_for_queries() -> asyncpg.Connection:
-        return await connect(dsn, seconds=QUERY_SECONDS)
-
-    if not pooled:
-        return create_async_engine(
-            "postgresql+asyncpg://", async_creator=connect_for_queries, poolclass=NullPool
-        )
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect_for_queries,
+        async_creator=lambda: connect(dsn),
         pool_size=READERS,
         max_overflow=MORE_READERS,
     )

@@ -40,7 +40,9 @@ async def end_session(connection: asyncpg.Connection[Any], session: Session | No
     if session is None:
         return
     pause = SHORTEST_PAUSE
-    with suppress(asyncpg.InsufficientPrivilegeError):  # a server that does not let us has to end it by itself
+    with suppress(
+        asyncpg.InsufficientPrivilegeError
+    ):  # a server that does not let us has to end it by itself
         async with asyncio.timeout(END_SECONDS):
             while await connection.fetch(_END, *session):
                 await asyncio.sleep(pause)
