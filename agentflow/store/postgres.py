@@ -99,10 +99,8 @@ class PostgresStore:
                 await self.migrate()
             await check(self._dsn)
             await writer.start()
-        except (ValueError, asyncpg.PostgresError) as error:
-            raise _unusable(error) from error
         except Exception as error:
-            if not is_query_outage(error):
+            if not (isinstance(error, ValueError | asyncpg.PostgresError) or is_query_outage(error)):
                 raise
             raise _unusable(error) from error
         self._writer = writer
@@ -127,7 +125,12 @@ class PostgresStore:
 
     async def migrate(self) -> None:
         """Make the tables, or bring them up to date."""
-        await migrate(self._dsn)
+        try:
+            await migrate(self._dsn)
+        except Exception as error:
+            if not is_query_outage(error):
+                raise
+            raise _unusable(error) from error
 
     async def database_now(self) -> Micros:
         now: Micros = await self._on_connection(lambda connection: connection.fetchval(f"SELECT {_NOW}"))

@@ -14,7 +14,7 @@ import asyncpg  # type: ignore[import-untyped]
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
 """For each statement: long for a server that works, short for a connection that is dead."""
-ROLLBACK_SECONDS = 2.0
+ROLLBACK_SECONDS, FAREWELL_SECONDS = 2.0, 1.0
 IDLE_IN_TRANSACTION = "5s"
 """A process that is stopped inside a transaction loses it, and its locks, so that its runs can be taken over."""
 
@@ -30,6 +30,16 @@ _OUTAGES = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby, after a failover
 )
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that says farewell, and does not wait for ever until the other side has heard it."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        try:
+            await super().close(timeout=FAREWELL_SECONDS if timeout is None else timeout)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self.terminate()
 
 
 async def connect(
@@ -67,6 +77,7 @@ async def connect(
         timeout=min(CONNECT_SECONDS, seconds),
         command_timeout=seconds,
         statement_cache_size=300,
+        connection_class=_Connection,
         server_settings=settings,
     )
 

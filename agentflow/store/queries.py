@@ -8,7 +8,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,6 @@ _MOST_IDS = 500
 PATIENCE = 30.0
 """Seconds for which a read goes on trying while the database is away."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
-CLOSE_SECONDS = 2.0
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -80,8 +78,7 @@ class SqlQueries:
     async def close(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            with suppress(TimeoutError):  # of a network that swallows the farewell
-                await asyncio.wait_for(engine.dispose(), CLOSE_SECONDS)
+            await engine.dispose()
 
     # ----------------------------------------------------------------------------------------------- runs
 

@@ -96,6 +96,14 @@ class Load:
         await asyncio.gather(*self._lanes, return_exceptions=True)
         await self._stack.aclose()
 
+    async def goes_on(self, seconds: float) -> float:
+        """Wait for the next step that is stored; how long that took."""
+        began = time.monotonic()
+        async with asyncio.timeout(seconds):
+            while self.progress_at <= began:
+                await asyncio.sleep(0.01)
+        return self.progress_at - began
+
     async def finish(self, seconds: float) -> None:
         """Start no more; every run has to end within `seconds`."""
         self._is_over = True

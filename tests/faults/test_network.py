@@ -257,7 +257,7 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
         await load.finish(60)
         await load.check()
         report(
-            f"{len(load.started)} runs in {time.monotonic() - began:.0f} s over a network on which {len(network.met)} "
-            f"messages met a fate, {cuts} times all connections were cut, {silences} times all ({silenced}) fell silent: "
-            f"0 bad; {load.twice} bodies ran twice, at most {load.longest_silence:.1f} s without a step"
+            f"{len(load.started)} runs in {time.monotonic() - began:.0f} s; {len(network.met)} messages met a fate, "
+            f"{cuts} times all connections were cut, {silences} times all fell silent ({silenced}): 0 bad; "
+            f"{load.twice} bodies ran twice, at most {load.longest_silence:.1f} s without a step"
         )
