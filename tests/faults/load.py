@@ -53,6 +53,7 @@ _AUDIT = """
     CREATE TRIGGER audit AFTER UPDATE ON agentflow_run FOR EACH ROW
         WHEN (OLD.status >= 4 AND NEW.status <> OLD.status) EXECUTE FUNCTION audit_end();
 """
+_AUDIT_NO_MORE = "DROP TABLE audit; DROP FUNCTION audit_step CASCADE; DROP FUNCTION audit_end CASCADE"
 
 
 class Load:
@@ -95,6 +96,9 @@ class Load:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
         await self._stack.aclose()
+        database = await asyncpg.connect(self._straight_url)
+        await database.execute(_AUDIT_NO_MORE)
+        await database.close()
 
     async def goes_on(self, seconds: float) -> float:
         """Wait for the next step that is stored; how long that took."""
