@@ -70,7 +70,7 @@ class HeartbeatThread:
     def _run(self) -> None:
         heartbeat = self._store.heartbeat()
         try:
-            pause = RENEW_AT
+            pause = 0.0  # at once, so that the connection is there before all others have found theirs
             while not self._stop.wait(self._lease * pause):
                 self._ask_loop()
                 point("before_heartbeat")

@@ -51,7 +51,8 @@ from agentflow.store.protocol import (
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction
 
-POOL_SIZE = 4
+POOL_SIZE = 2
+"""For claims and the care of workers. Few, so that what a process has left over does not keep its own heartbeat out."""
 LONGEST_PAUSE = 1.0
 CLOSE_SECONDS = 2.0
 ANSWER_WITHIN = 0.2

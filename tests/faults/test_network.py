@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from agentflow.app import App
+from agentflow.context import Context
+from agentflow.settings import Settings
+from agentflow.step import Step
 from agentflow.store.protocol import (
     ClaimedRun,
     CommitStep,
@@ -21,6 +25,8 @@ from agentflow.store.protocol import (
     Done,
     Exists,
     Finish,
+    Hint,
+    HintKind,
     NewEvent,
     SendEvents,
     SendSignal,
@@ -39,8 +45,8 @@ from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
 from tests.store.support import NEVER, World, a_run, a_step, a_wait, fresh, make_store, until, with_worker
 
 ANSWER_SECONDS = 0.3
-ROUNDS = 40 if IS_FULL else 1
-LOADED_SECONDS = 240 if IS_FULL else 5
+ROUNDS = 15 if IS_FULL else 1
+LOADED_SECONDS = 180 if IS_FULL else 5
 FATES = [Fate.CUT_BEFORE, Fate.CUT_AT_ONCE, Fate.LOSE_ANSWER, Fate.SWALLOW, Fate.SWALLOW_ANSWER]
 
 
@@ -220,6 +226,51 @@ async def test_a_commit_that_the_network_holds_back_keeps_nobody_waiting_and_doe
     report(
         f"a COMMIT that is held back: the batch was played again {took - ANSWER_SECONDS:.2f} s after that, and "
         "what arrived later did nothing"
+    )
+
+
+@pytest.mark.fault(6)
+async def test_a_worker_whose_connections_fall_silent_keeps_its_lease_and_goes_on(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    """As when a router forgets them: nobody is told, and only what connects anew comes through."""
+    monkeypatch.setattr("agentflow.store.postgres_connection.COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr("agentflow.store.postgres_notices.QUIET_SECONDS", 0.5)
+    monkeypatch.setattr("agentflow.store.postgres_notices.ANSWER_SECONDS", 0.5)
+
+    async def add(n: int) -> int:
+        return n + 1
+
+    async with network_to(postgres_url) as network:
+        app = App("t", settings=Settings(database_url=network.url, lease_seconds=4))
+
+        @app.function
+        async def work(ctx: Context[int], step: Step) -> int:
+            return await step.run("add", add, ctx.data)
+
+        async with app.running(), App("t", database_url=postgres_url) as sender:
+            notices = app.client.store._notices  # type: ignore[attr-defined]
+            await asyncio.wait_for(notices.connected.wait(), 5)
+            assert await (await app.start(work, 1)).result() == 2
+            [(worker,)] = await read_rows(postgres_url, "SELECT id FROM agentflow_worker")
+            silenced, began = network.silence(), time.monotonic()
+            assert silenced >= 3
+            assert await (await app.start(work, 2)).result() == 3
+            went_on = time.monotonic() - began
+            # From the queue, by a notification: the one that listens has noticed too.
+            while not (notices.connected.is_set() and time.monotonic() - began > 2):
+                await asyncio.sleep(0.02)
+            heard: asyncio.Queue[Hint] = asyncio.Queue()
+            app.client.store.subscribe(heard.put_nowait)
+            assert await (await sender.start("work", 3)).result() == 4
+            while (await asyncio.wait_for(heard.get(), 5)).kind is not HintKind.READY:
+                pass
+            await asyncio.sleep(max(0.0, 4.5 - (time.monotonic() - began)))
+            leases = await read_rows(postgres_url, "SELECT id, reaped_at FROM agentflow_worker")
+            assert leases == [(worker, None)], "one lease, and it is still the first"
+    assert went_on < 3
+    report(
+        f"{silenced} connections fell silent: the next step was stored {went_on:.1f} s later, the lease was kept"
     )
 
 
