@@ -246,14 +246,10 @@ class PostgresStore:
 
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
             # None of these has to reach the disk: after a power loss they are done again.
-            try:
-                await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
-                tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
-                outcome = await drive(connection, apply(tx, operation))
-                await connection.execute("COMMIT")
-            except BaseException as error:
-                await abandon(connection, error)
-                raise
+            await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
+            tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
+            outcome = await drive(connection, apply(tx, operation))
+            await connection.execute("COMMIT")
             self._tell_all(tx.hints)
             return outcome
 
