@@ -45,7 +45,7 @@ from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
 from tests.store.support import NEVER, World, a_run, a_step, a_wait, fresh, make_store, until, with_worker
 
 ANSWER_SECONDS = 0.3
-ROUNDS = 15 if IS_FULL else 1
+ROUNDS = 8 if IS_FULL else 1
 LOADED_SECONDS = 180 if IS_FULL else 5
 FATES = [Fate.CUT_BEFORE, Fate.CUT_AT_ONCE, Fate.LOSE_ANSWER, Fate.SWALLOW, Fate.SWALLOW_ANSWER]
 
@@ -67,7 +67,7 @@ async def network(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 async def world(network: Network) -> AsyncIterator[World]:
     store = make_store(network.url)
     await store.open()
-    yield await with_worker(store)
+    yield await with_worker(store, lease_seconds=SECONDS)
     await store.close()
 
 

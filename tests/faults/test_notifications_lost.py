@@ -28,7 +28,7 @@ from tests.faults.load import Load
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS
 
-ROUNDS = 20 if IS_FULL else 1
+ROUNDS = 8 if IS_FULL else 1
 AT_ONCE = 5
 CLAIMED_WITHIN = LONGEST_POLL * 1.2
 """The poll has 20 % of jitter."""
@@ -159,7 +159,7 @@ async def test_what_others_do_is_seen_within_the_poll_interval(silent_url: str, 
 async def test_a_load_without_notifications_ends_as_with_them(silent_url: str, report: Report) -> None:
     began = time.monotonic()
     async with Load(silent_url, silent_url) as load:
-        await asyncio.sleep(120 if IS_FULL else 0)
+        await asyncio.sleep(60 if IS_FULL else 0)
         await load.finish(120)
         await load.check()
         report(f"{len(load.started)} runs in {time.monotonic() - began:.0f} s: 0 bad")
