@@ -16,6 +16,8 @@ from enum import Enum
 from urllib.parse import urlsplit, urlunsplit
 
 CHUNK = 65_536
+KEEPALIVE_SECONDS = 5.0
+"""After so long the server notices that a silent client is gone; TCP's own would take a minute."""
 
 
 class Fate(Enum):
@@ -43,7 +45,7 @@ class Link:
         self._network = network
         self._from_client, self._to_client = client
         self._from_server, self._to_server = server
-        self._is_silent = False
+        self.is_silent = False
         self._loses_answer = False
         self._held: list[bytes] | None = None
 
@@ -61,7 +63,7 @@ class Link:
 
     def silence(self) -> None:
         """From now on nothing comes through, and nobody is told."""
-        self._is_silent = True
+        self.is_silent = True
 
     def cut(self) -> None:
         _reset(self._to_client)
@@ -83,7 +85,7 @@ class Link:
     async def _carry_up(self) -> None:
         with suppress(OSError):
             while data := await self._from_client.read(CHUNK):
-                if self._is_silent:
+                if self.is_silent:
                     continue
                 if self._held is not None:
                     self._held.append(data)
@@ -91,8 +93,8 @@ class Link:
                 await self._network.pause()
                 if not await self._meet(self._network.fate_of(data), data):
                     return
-            while self._is_silent:  # a network that swallows everything swallows the farewell
-                await asyncio.sleep(3600)
+            if self.is_silent:  # a network that swallows everything swallows the farewell too
+                await asyncio.sleep(KEEPALIVE_SECONDS)
 
     async def _meet(self, fate: Fate | None, data: bytes) -> bool:
         match fate:
@@ -128,12 +130,12 @@ class Link:
                 if self._loses_answer:
                     self.cut()
                     return
-                if not self._is_silent:
+                if not self.is_silent:
                     await self._network.pause()
                     self._to_client.write(data)
                     await self._to_client.drain()
-            while self._is_silent:
-                await asyncio.sleep(3600)
+            if self.is_silent:
+                await asyncio.sleep(3600)  # until the client hangs up
 
 
 class Network:
@@ -176,10 +178,11 @@ class Network:
         self._by_chance, self._delay, self.swallows_new = lambda: None, lambda: 0.0, False
 
     def silence(self) -> int:
-        """All connections that there are become silent; how many."""
-        for link in self._links.values():
+        """All connections that there are become silent; how many were not yet."""
+        spoke = [link for link in self._links.values() if not link.is_silent]
+        for link in spoke:
             link.silence()
-        return len(self._links)
+        return len(spoke)
 
     def cut(self) -> None:
         for link in list(self._links.values()):

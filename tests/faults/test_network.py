@@ -282,6 +282,7 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
     monkeypatch.setattr("agentflow.store.postgres_connection.COMMAND_SECONDS", 2.0)
     rng = random.Random(FIRST_SEED)
     silences = silenced = cuts = 0
+    ignore_what_the_driver_forgot()
     async with (
         network_to(postgres_url) as network,
         Load(network.url, postgres_url, lease_seconds=4) as load,
@@ -290,7 +291,7 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
         network.delay(lambda: rng.choice([0.0] * 9 + [rng.uniform(0, 0.05)]))
         network.by_chance(rng, 0.004, *FATES)
         while time.monotonic() - began < LOADED_SECONDS:
-            await asyncio.sleep(rng.uniform(1, 3))
+            await asyncio.sleep(rng.uniform(2, 6) if IS_FULL else 1)
             match rng.randrange(3):
                 case 0:
                     silences += 1
@@ -302,7 +303,7 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
                     silences += 1
                     silenced += network.silence()
                     network.swallows_new = True
-                    await asyncio.sleep(rng.uniform(0.5, 6 if IS_FULL else 1))
+                    await asyncio.sleep(rng.uniform(0.5, 4 if IS_FULL else 1))
                     network.swallows_new = False
         network.be_sound()
         await load.finish(60)
@@ -312,3 +313,16 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
             f"{cuts} times all connections were cut, {silences} times all fell silent ({silenced}): 0 bad; "
             f"{load.twice} bodies ran twice, at most {load.longest_silence:.1f} s without a step"
         )
+
+
+def ignore_what_the_driver_forgot() -> None:
+    """asyncpg leaves a future behind when a connection is lost in the instant in which its own time limit is over."""
+    loop = asyncio.get_running_loop()
+    others = loop.get_exception_handler()
+    assert others is not None, "the test runner's"
+
+    def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if str(context.get("exception")) != "unexpected connection_lost() call":
+            others(loop, context)
+
+    loop.set_exception_handler(hear)
