@@ -44,9 +44,9 @@ from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
 from tests.store.support import NEVER, World, a_run, a_step, a_wait, fresh, make_store, until, with_worker
 
-ANSWER_SECONDS = 0.3
+ANSWER_SECONDS = 0.2
 ROUNDS = 8 if IS_FULL else 1
-LOADED_SECONDS = 180 if IS_FULL else 5
+LOADED_SECONDS = 90 if IS_FULL else 3
 FATES = [Fate.CUT_BEFORE, Fate.CUT_AT_ONCE, Fate.LOSE_ANSWER, Fate.SWALLOW, Fate.SWALLOW_ANSWER]
 
 
@@ -242,7 +242,7 @@ async def test_a_worker_whose_connections_fall_silent_keeps_its_lease_and_goes_o
         return n + 1
 
     async with network_to(postgres_url) as network:
-        app = App("t", settings=Settings(database_url=network.url, lease_seconds=4))
+        app = App("t", settings=Settings(database_url=network.url, lease_seconds=5))
 
         @app.function
         async def work(ctx: Context[int], step: Step) -> int:
@@ -265,7 +265,7 @@ async def test_a_worker_whose_connections_fall_silent_keeps_its_lease_and_goes_o
             assert await (await sender.start("work", 3)).result() == 4
             while (await asyncio.wait_for(heard.get(), 5)).kind is not HintKind.READY:
                 pass
-            await asyncio.sleep(max(0.0, 4.5 - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.0, 5.5 - (time.monotonic() - began)))
             leases = await read_rows(postgres_url, "SELECT id, reaped_at FROM agentflow_worker")
             assert leases == [(worker, None)], "one lease, and it is still the first"
     assert went_on < 3
@@ -285,7 +285,7 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
     ignore_what_the_driver_forgot()
     async with (
         network_to(postgres_url) as network,
-        Load(network.url, postgres_url, lease_seconds=4) as load,
+        Load(network.url, postgres_url, lease_seconds=5) as load,
     ):
         began = time.monotonic()
         network.delay(lambda: rng.choice([0.0] * 9 + [rng.uniform(0, 0.05)]))
