@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+from agentflow.errors import DatabaseUnavailable
 from agentflow.store.operations import weight_of
 from agentflow.store.protocol import Hint
 
@@ -77,11 +78,12 @@ def carry_out(
                 yield Pause(random.uniform(0, pause), is_short=True)
             elif fault is Fault.OUTAGE and time.monotonic() < give_up_at():
                 if not is_down:
-                    logger.warning("cannot write to the database, trying again: %s", error)
+                    told = str(error) or type(error).__name__
+                    logger.warning("cannot write to the database, trying again: %s", told)
                 is_down = True
                 yield Pause(pause * random.uniform(0.5, 1), is_short=False)
             else:
-                blamed = error
+                blamed = _gave_up(error) if fault is Fault.OUTAGE else error
                 break
             pause = min(pause * 2, LONGEST_PAUSE)
         else:
@@ -95,6 +97,15 @@ def carry_out(
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
         yield from carry_out(half, diagnose=diagnose, answer=answer, give_up_at=give_up_at)
+
+
+def _gave_up(error: Exception) -> DatabaseUnavailable:
+    told = DatabaseUnavailable(
+        f"the store was closed while the database could not be written: {error or type(error).__name__}; whether this "
+        "was carried out is not known"
+    )
+    told.__cause__ = error
+    return told
 
 
 def acknowledge(batch: Sequence[Submission], outcomes: list[Any]) -> None:

@@ -20,7 +20,8 @@ from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
 from agentflow.store.operations_runs import wake_parents
 from agentflow.store.plan import Plan
-from agentflow.store.postgres_connection import connect, is_conflict, is_outage
+from agentflow.store.postgres_connection import abandon, connect, is_conflict, is_outage
+from agentflow.store.postgres_session import Session, end_session
 from agentflow.store.postgres_vectors import (
     FENCE,
     Lease,
@@ -45,9 +46,17 @@ class PostgresBackend:
         self._strict = strict
         self._leases = leases
         self._connection: asyncpg.Connection[Any]
+        self._session: Session | None = None
 
     async def connect(self) -> None:
-        self._connection = await connect(self._dsn, waits_for_disk=self._strict, plans_once=True)
+        connection = await connect(self._dsn, waits_for_disk=self._strict, plans_once=True)
+        try:
+            await end_session(connection, self._session)
+            self._session = await Session.of(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
 
     async def disconnect(self) -> None:
         self._connection.terminate()
@@ -61,9 +70,10 @@ class PostgresBackend:
         return Fault.POISON
 
     async def recover(self) -> None:
-        """A connection that broke is replaced; what it did is found out by playing the batch again."""
-        if self._connection.is_closed():
-            await self.connect()
+        """After an outage nothing is known of the connection: it is replaced, and what it did is found out by playing
+        the batch again."""
+        self._connection.terminate()
+        await self.connect()
 
     async def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
         point("before_commit")
@@ -71,7 +81,11 @@ class PostgresBackend:
         plan = Plan.of(operations)
         hints: list[Hint] = []
         if (plan.is_one_kind(operations) or _is_lone_signal(operations)) and strict == self._strict:
-            outcomes, hints = await self._commit_at_once(operations, plan)
+            try:
+                outcomes, hints = await self._commit_at_once(operations, plan)
+            except BaseException as error:
+                await abandon(self._connection, error)
+                raise
             left = [index for index, outcome in enumerate(outcomes) if outcome is None]
             if left:
                 # There already, or fenced: a transaction says which.
@@ -130,8 +144,8 @@ class PostgresBackend:
                 if outcomes[index] is None:
                     outcomes[index] = await drive(connection, apply(tx, operation))
             await connection.execute("COMMIT")
-        except BaseException:
-            await rollback(connection)
+        except BaseException as error:
+            await abandon(connection, error)
             raise
         return outcomes, tx.hints
 
@@ -174,14 +188,6 @@ async def answer(
     text, arguments = statement.postgres
     rows: list[Any] = await connection.fetch(text, *arguments(params))
     return Bundle.rows(rows[0]) if isinstance(statement, Bundle) else rows
-
-
-async def rollback(connection: asyncpg.Connection[Any]) -> None:
-    if not connection.is_closed():
-        try:
-            await connection.execute("ROLLBACK", timeout=5)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            connection.terminate()
 
 
 def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:
