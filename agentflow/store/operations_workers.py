@@ -264,15 +264,21 @@ class _Journals:
 def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
     journals = _Journals()
     of_ids = {"ids": ids}
-    due = yield worker_sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
-    for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
-        step = yield from timed_out_step(stored_wait(row), now)
-        yield sql.INSERT_STEP, step_params(run_id, step)
     inputs, waits, attempts, calls, chunks = yield worker_sql.READ_JOURNALS_OF, of_ids
     for run_id, text, trigger, tags in inputs:
         journals.inputs[run_id] = (text, trigger, tags)
+    is_due = False
     for run_id, *row in waits:
-        journals.waits[run_id].append(stored_wait(row))
+        wait = stored_wait(row)
+        if wait.deadline <= now:
+            is_due = True
+        else:
+            journals.waits[run_id].append(wait)
+    if is_due:
+        due = yield worker_sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
+        for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
+            step = yield from timed_out_step(stored_wait(row), now)
+            yield sql.INSERT_STEP, step_params(run_id, step)
     for run_id, *row in attempts:
         journals.attempts[run_id].append(StoredAttempt(*row))
     for run_id, *row in calls:
