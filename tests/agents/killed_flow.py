@@ -137,5 +137,6 @@ async def main(
 ) -> None:
     os.environ.update(json.loads(environment))
     app, agent = make_app(url, log, model, billing)
-    die_at(point, int(turn))
+    if point:
+        die_at(point, int(turn))
     await take_to_the_end(app, agent, key)

@@ -67,6 +67,8 @@ async def test_whenever_its_process_dies_a_model_call_is_paid_for_within_its_bou
     generated = possible = 0
     done = cases(database_url)
     async with forks("tests.agents.killed_flow") as children:
+        for model in MODELS:
+            await _take_uncrashed(children, database_url, tmp_path / model, model)
         for number, case in enumerate(done):
             made, doubts = await _try(children, database_url, tmp_path / f"log-{number}", case, monkeypatch)
             generated, possible = generated + made, possible + doubts
@@ -75,6 +77,19 @@ async def test_whenever_its_process_dies_a_model_call_is_paid_for_within_its_bou
         f"{len({case.model for case in done})} APIs): {generated} answers made where {NEEDED * len(done)} were "
         f"needed, {possible} calls in the ledger as possibly billed; never over the bound, every tool as decided"
     )
+
+
+async def _take_uncrashed(children: Forks, database_url: str, log: Path, model: str) -> None:
+    async with fake_provider(_reply) as provider:
+        environment = json.dumps(provider.environment())
+        await children.warm_up(environment, database_url, str(log), model, "at_least_once", model, "", "0")
+        assert provider.generations == NEEDED
+
+
+def _reply(request: ModelRequest) -> object:
+    if len(request.messages) > 1:
+        return "done"
+    return [call("look_up", order_id="1"), call("refund", order_id="1"), call("refund", order_id="2")]
 
 
 async def _try(
@@ -101,11 +116,8 @@ async def _kill(
     """The process of a run dies at the case's point."""
 
     def reply(request: ModelRequest) -> object:
-        is_first = len(request.messages) == 1
-        asked = [call("look_up", order_id="1"), call("refund", order_id="1"), call("refund", order_id="2")]
-        answer = asked if is_first else "done"
         is_it = case.point == GENERATING and provider.generations == case.turn - 1
-        return Stall(reply=answer) if is_it else answer
+        return Stall(reply=_reply(request)) if is_it else _reply(request)
 
     provider._by_function = reply
     words = (database_url, str(log), case.model, case.billing, key, case.point, str(case.turn))

@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
@@ -27,10 +28,14 @@ class Forks:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
+    async def warm_up(self, *words: str) -> None:
+        """Run `main` in the process that forks: what it compiles and caches need not be made again by each child."""
+        self._send(words, is_child=False)
+        assert await self._number() == 0
+
     async def begin(self, *words: str) -> int:
         """A child's number."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps(words)}\n".encode())
+        self._send(words)
         return await self._number()
 
     async def ended(self, *, seconds: float = 50) -> int:
@@ -45,6 +50,10 @@ class Forks:
         except TimeoutError:
             os.kill(pid, signal.SIGKILL)
             raise
+
+    def _send(self, words: Sequence[str], *, is_child: bool = True) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps([is_child, *words])}\n".encode())
 
     async def _number(self) -> int:
         assert self._process.stdout is not None
@@ -73,19 +82,29 @@ async def forks(module: str) -> AsyncIterator[Forks]:
 
 def _serve(module: str) -> None:
     main = importlib.import_module(module).main
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the children say is no answer
     for line in sys.stdin:
+        is_child, *words = json.loads(line)
+        if not is_child:
+            asyncio.run(main(*words))
+            print(0, file=answers)
+            continue
         pid = os.fork()
         if pid == 0:
-            os.dup2(2, 1)  # the answers are not the child's to give
-            code = 1
-            try:
-                asyncio.run(main(*json.loads(line)))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            os._exit(_code_of(main, words))
+        print(pid, file=answers)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers)
+
+
+def _code_of(main: Callable[..., Coroutine[Any, Any, None]], words: list[str]) -> int:
+    # No error may leave a child: it would go on as the process that forks.
+    try:
+        asyncio.run(main(*words))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
