@@ -69,6 +69,7 @@ def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep | KeyConflict
     started = yield from insert_run(tx, op.run, op.now)
     if isinstance(started, Started) and started.created and before is not None:
         yield sql.COPY_STEPS, {"to_run": op.run.id, "of_run": origin, "before": before}
+        yield sql.COPY_MARKS, {"to_run": op.run.id, "of_run": origin, "before": before}
     if isinstance(started, Started) and started.created:
         yield flow_sql.COPY_BATCH, {"to_run": op.run.id, "of_run": origin}
     return started
