@@ -13,7 +13,8 @@ TABLES: tuple[type[Base], ...] = (RunRow, RunIoRow, StepRow, WaitRow)
 OWN = {"id", "root_id", "run_id", "topic", "correlation"}
 """What is another thing for each run: two that wait for one signal there cannot be."""
 DUE = {"ready_at", "deadline"}
-CHUNK = 20_000
+CHUNK = 5_000
+"""Rows of each table in one transaction: a worker beside it waits for SQLite's one lock, and not for long."""
 
 
 async def copy_runs(url: str, ids: Sequence[str], times: int, *, due_at: int | None = None) -> int:

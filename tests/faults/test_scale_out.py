@@ -17,7 +17,7 @@ from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS, cpu_seconds, read_rows
 
 PROCESSES = (1, 2, 4) if IS_FULL else (1, 2)
-RUNS = 1_000 if IS_FULL else 200
+RUNS = 1_000 if IS_FULL else 100
 STEPS = 10
 ROUNDS = 3 if IS_FULL else 1
 DEARER = 2.0

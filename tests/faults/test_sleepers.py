@@ -26,10 +26,11 @@ MODULE = "tests.faults.sleeping_flow"
 KINDS = ("sleep", "event", "signal")
 SLEEPERS = {"sqlite": 200_000, "postgresql": 1_000_000} if IS_FULL else {"sqlite": 6_000, "postgresql": 6_000}
 DUE_AT_ONCE = 100_000 if IS_FULL else 1_000
-PARKED = 100_000 if IS_FULL else 1_500
+PARKED = 100_000 if IS_FULL else 800
 MOST_MB = 50.0
-MOST_CPU = 0.02
-IDLE_SECONDS = 30.0 if IS_FULL else 3.0
+MOST_CPU = 0.02 if IS_FULL else 0.05
+"""In a short time the system's count of it is coarse."""
+IDLE_SECONDS = 30.0 if IS_FULL else 1.5
 SLOWER = 1.5
 NOISE = 0.002
 """Seconds that a claim may take more than before where others use the machine too."""
