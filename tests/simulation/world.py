@@ -164,6 +164,7 @@ class World:
         self.is_over = False
         self.processes: list[Process] = []
         self.roots: list[Root] = []
+        self._deciding = False
         self._settings = Settings(durability="process", lease_seconds=LEASE, strict_replay=True)
         self.engine_commit: Engine = lambda commit, operations: commit(operations)
         """Replaced by mutants of the writer."""
@@ -227,7 +228,8 @@ class World:
         if self.rng.random() < 0.15:
             beside.append(asyncio.create_task(self._pause_something(driver)))
         await asyncio.gather(*tasks)
-        while not self.oracle.all_have_ended:
+        # A run may go on by a decision whose answer is lost, and end before the next try has one.
+        while self._deciding or not self.oracle.all_have_ended:
             await self._wait(0.25)
         for task in beside:
             task.cancel()
@@ -297,7 +299,9 @@ class World:
                     seen.add(approval_id)
                     ana = self._decide_as(driver, approval_id, Approve(), "ana")
                     bo = self._decide_as(driver, approval_id, Deny(), "bo")
+                    self._deciding = True
                     await asyncio.gather(ana, bo)
+                    self._deciding = False
 
     async def _decide_as(self, driver: Process, approval_id: str, decision: DecisionInput, who: str) -> None:
         await asyncio.sleep(self.rng.choice([0.0, 0.0, 0.002, 0.3]))
