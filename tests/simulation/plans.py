@@ -46,7 +46,7 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
             [8, 2, 3, 4, 2, 2, 1, 1, 2, 2],
         )[0]:
             case "sleep":
-                return ["sleep", rng.choice([0, 0.01, 0.4, 3, 7])]
+                return ["sleep", rng.choice([0, 0.01, 0.4, 1.5, 3])]
             case "signal":
                 times = rng.choices([1, 2], [3, 1])[0]
                 name = f"s{next(numbers)}"
@@ -55,7 +55,7 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
             case "perhaps":
                 name = f"{PERHAPS}{next(numbers)}"
                 signals.append((name, 1))
-                return ["perhaps", name, rng.choice([0.5, 2, 5])]
+                return ["perhaps", name, rng.choice([0.5, 1.5, 3])]
             case "event" | "choosy" | "back" | "mail" | "ask" as kind:
                 return [kind, f"m{next(numbers)}"]
             case kind:

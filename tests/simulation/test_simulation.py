@@ -72,18 +72,18 @@ def test_without_faults_every_run_ends_as_its_plan_says(simulation: Simulation) 
 
 def test_the_same_seed_gives_the_same_history(simulation: Simulation) -> None:
     for seed in range(FIRST, FIRST + 6):
-        assert simulation.play(seed) == simulation.play(seed)
-    assert simulation.play(FIRST).digest != simulation.play(FIRST + 1).digest
+        assert simulation.play(seed, is_told=True) == simulation.play(seed, is_told=True)
+    assert simulation.play(FIRST, is_told=True).digest != simulation.play(FIRST + 1, is_told=True).digest
 
 
 def test_the_same_seed_gives_the_same_history_in_another_process(simulation: Simulation) -> None:
-    here = simulation.play(FIRST)
+    here = simulation.play(FIRST, is_told=True)
     code = (
         "import logging, pathlib, sys, tempfile\n"
         "from tests.simulation.world import Simulation\n"
         "logging.disable(logging.CRITICAL)\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
-        "    print(Simulation(pathlib.Path(folder)).play(int(sys.argv[1])).digest)\n"
+        "    print(Simulation(pathlib.Path(folder)).play(int(sys.argv[1]), is_told=True).digest)\n"
     )
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "providers"), os.environ.get("PYTHONPATH", "")])

@@ -29,9 +29,9 @@ from tests.simulation.process import Killed, Process, SimulatedHeartbeat, Simula
 from tests.simulation.traffic import KINDS, letters
 
 LEASE = 4.0
-CALM_AFTER = 30.0
+CALM_AFTER = 14.0
 """From then on nothing is broken any more: what has not ended has to."""
-GIVE_UP_AFTER = 110.0
+GIVE_UP_AFTER = 95.0
 POINTS = (
     "before_claim",
     "after_claim",
@@ -245,7 +245,7 @@ class World:
 
     async def _see_through(self, driver: Process, root: Root) -> None:
         """Start a run, send its signals one after the other, perhaps cancel it, and see it end."""
-        await asyncio.sleep(self.rng.random() * 3)
+        await asyncio.sleep(self.rng.random() * 2)
         cancel_at = self.loop.time() + self.rng.random() * 12 if self.rng.random() < 0.12 else None
         while (run_id := await self._start(root)) is None:
             await self._wait(0.2)
@@ -337,7 +337,7 @@ class World:
         for n in range(times):
             while not self.oracle.has_ended(root.run_id or ""):
                 is_once = name.startswith(PERHAPS)
-                await self._wait(self.rng.random() * (5 if is_once else 1.5))
+                await self._wait(self.rng.random() * (3 if is_once else 1))
                 buffer = "1h" if self.rng.random() < 0.3 and not is_once else None
                 try:
                     taken_by = await driver.client.signal(root.prefix + name, f"{name}.{n}", buffer=buffer)
@@ -462,14 +462,19 @@ class Simulation:
         is_calm: bool = False,
         mutant: Mutant | None = None,
         about: Sequence[str] | None = None,
+        is_told: bool = False,
     ) -> Story:
-        """One seed. `about` names the kinds of traffic that it has to have, "cron" a schedule. Raises `Violation`."""
+        """One seed. `about` names the kinds of traffic that it has to have, "cron" a schedule.
+
+        With `is_told` the story's digest is that of all commits. Raises `Violation`.
+        """
         path = self._folder / f"{seed}.db"
         shutil.copyfile(self._empty, path)
         has_schedule = seed % 5 == 0 if about is None else "cron" in about
         app = self._apps[0 if has_schedule else 1]
         kinds = None if about is None else [kind for kind in about if kind in KINDS]
         world = World(path, app, seed, is_calm=is_calm, about=kinds)
+        world.oracle.is_told = is_told
         try:
             with simulated_time(world, seed), nullcontext() if mutant is None else mutant(world):
                 try:
