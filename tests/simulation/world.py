@@ -213,7 +213,7 @@ class World:
         await driver.store.submit(RegisterFunctions(infos, driver.client.clock.now()))
         for _ in range(self.rng.choice([1, 2, 2, 3])):
             self.add_process()
-        tasks = [asyncio.create_task(self._bring_trouble())]
+        tasks = []
         kinds = self.rng.sample(list(KINDS), self.rng.choice([0, 0, 1, 1, 1, 2]))
         kinds = kinds if self.about is None else list(self.about)
         for kind in kinds:
@@ -224,7 +224,8 @@ class World:
             root = Root(f"r{n}-", plan, signals)
             self.roots.append(root)
             tasks.append(asyncio.create_task(self._see_through(driver, root)))
-        beside = [asyncio.create_task(self._decide(driver))]
+        # To the end: who sends last finds a worker too.
+        beside = [asyncio.create_task(self._bring_trouble()), asyncio.create_task(self._decide(driver))]
         if self.rng.random() < 0.15:
             beside.append(asyncio.create_task(self._pause_something(driver)))
         await asyncio.gather(*tasks)
@@ -354,7 +355,7 @@ class World:
     async def _bring_trouble(self) -> None:
         if self.rng.random() < 0.4 and self.faults.kills_left:
             crashpoints.arm(self.rng.choice(POINTS), self.rng.randint(1, 8), self._die_here)
-        while not self._is_done():
+        while True:
             await self._wait(self.rng.random() * 2.5)
             workers = [process for process in self.processes if process.worker is not None and process.works]
             if self.loop.time() > CALM_AFTER:
@@ -368,9 +369,6 @@ class World:
                         self._stop(self.rng.choice(workers))
             if not workers:
                 self.add_process()
-
-    def _is_done(self) -> bool:
-        return all(root.run_id is not None for root in self.roots) and self.oracle.all_have_ended
 
     def _stop(self, process: Process) -> None:
         self.faults.stops_left -= 1
