@@ -131,7 +131,7 @@ class LossyFile(apsw.VFSFile):
             return
         more = max(0, end - super().xFileSize())
         if more > self._disk.room:
-            raise apsw.FullError("the disk is full")
+            raise apsw.exception_for(apsw.SQLITE_FULL)
         self._disk.room -= more
 
 
