@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, and_, event, func, or_, select, tuple_
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.approvals import ApprovalRequest
@@ -303,8 +304,13 @@ class SqlQueries:
     async def _rows(self, statement: Any) -> Rows:
         if self._engine is None:
             self._engine = self._make_engine()
-        async with self._engine.connect() as connection:
-            return [dict(row) for row in (await connection.execute(statement)).mappings()]
+        try:
+            async with self._engine.connect() as connection:
+                return [dict(row) for row in (await connection.execute(statement)).mappings()]
+        except (DBAPIError, UnicodeEncodeError) as error:
+            if _asks_for_the_impossible(error):
+                return []
+            raise
 
     async def _page(
         self,
@@ -341,6 +347,15 @@ def sqlite_engine(path: Path) -> AsyncEngine:
         cursor.close()
 
     return engine
+
+
+def _asks_for_the_impossible(error: BaseException | None) -> bool:
+    """Whether it was asked for a text that no row can hold: with a NUL (22021) or a lone surrogate."""
+    while error is not None:
+        if isinstance(error, UnicodeEncodeError) or getattr(error, "sqlstate", None) == "22021":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _runs() -> Select[Any]:
