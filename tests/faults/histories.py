@@ -73,7 +73,8 @@ def make_app() -> App:
         done: list[Any] = [await step.run("loop", say, i) for i in range(1 + ctx.data % 3)]
         got = await step.run("order", order, ctx.data)
         await park(step)
-        return [*done, got, await step.run("loop", say, "last")]
+        last = await step.run("loop", say, "last")
+        return [*done, got.model_dump(mode="json"), str(got.said), last]
 
     @app.function
     async def names(ctx: Context[int], step: Step) -> list[str]:
