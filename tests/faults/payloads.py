@@ -149,7 +149,7 @@ typed: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (str, any_text),
     (bool | None, st.none() | st.booleans()),
     (int | str, any_int | any_text),
-    (float | int | str | None, leaf),
+    (float | int | str | None, st.none() | any_int | any_float | any_text),
     (set[int], st.sets(st.integers())),
     (frozenset[str], st.frozensets(any_text, max_size=3)),
     (tuple[int, str, float], st.tuples(any_int, any_text, any_float)),
