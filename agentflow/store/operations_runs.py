@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from agentflow.clock import NEVER
@@ -324,6 +325,15 @@ def wake_parent(
         return
     outcome = child_outcome(run_id, status, output=output, error=error, reason=None)
     yield from deliver(tx, parent_id, parent_key, now, outcome)
+
+
+def wake_parents(tx: Transaction, parents: Sequence[tuple[str, str, Finish]]) -> Work[None]:
+    """Hand these ends to those who wait for them."""
+    for parent_id, parent_key, op in parents:
+        error = op.parent_error or op.error
+        yield from wake_parent(
+            tx, op.run.run_id, parent_id, parent_key, op.status, now=op.now, output=op.output, error=error
+        )
 
 
 def child_outcome(

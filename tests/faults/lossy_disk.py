@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,20 +175,26 @@ class _Connection:
         return self._connection.in_transaction
 
     def execute(self, text: str, values: Sequence[Any] | dict[str, Any] = ()) -> _Rows:
-        try:
+        with _errors_of_sqlite3():
             return _Rows(self._connection.execute(text, values).fetchall())
-        except apsw.Error as error:
-            kind = (
-                sqlite3.IntegrityError
-                if isinstance(error, apsw.ConstraintError)
-                else sqlite3.OperationalError
-            )
-            raised = kind(str(error))
-            raised.sqlite_errorcode = getattr(error, "extendedresult", sqlite3.SQLITE_ERROR)
-            raise raised from error
+
+    def executemany(self, text: str, values: Iterable[Sequence[Any] | dict[str, Any]]) -> _Rows:
+        with _errors_of_sqlite3():
+            return _Rows(self._connection.executemany(text, values).fetchall())
 
     def close(self) -> None:
         self._connection.close()
+
+
+@contextmanager
+def _errors_of_sqlite3() -> Iterator[None]:
+    try:
+        yield
+    except apsw.Error as error:
+        is_constraint = isinstance(error, apsw.ConstraintError)
+        raised = (sqlite3.IntegrityError if is_constraint else sqlite3.OperationalError)(str(error))
+        raised.sqlite_errorcode = getattr(error, "extendedresult", sqlite3.SQLITE_ERROR)
+        raise raised from error
 
 
 class _Rows(list[tuple[Any, ...]]):

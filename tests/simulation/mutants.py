@@ -15,6 +15,7 @@ from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operations_waits import adopt
 from agentflow.store.operations_workers import Reap, ReleaseOrphans, reap
+from agentflow.store.plan import Plan
 from agentflow.store.protocol import Adopt, CommitStep
 from agentflow.store.rows import RunRow, table_of
 from agentflow.store.statement import Compiled, Statement, big, small, text
@@ -43,8 +44,8 @@ def no_fence(world: World) -> Iterator[None]:
     real = transaction.fence.__code__
     transaction.fence.__code__ = fence.__code__
     try:
-        # Steps that are committed together have a fence of their own.
-        with patch("agentflow.store.sqlite_backend._steps_to_commit_first", lambda operations: []):
+        # What is carried out together has a fence of its own.
+        with patch("agentflow.store.sqlite_backend.Plan.of", lambda operations: Plan()):
             yield
     finally:
         transaction.fence.__code__ = real

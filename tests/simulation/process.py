@@ -21,6 +21,7 @@ from agentflow.engine.leases import FENCE_AT, RENEW_AT, HeartbeatThread
 from agentflow.engine.worker import Worker
 from agentflow.errors import ConfigurationError
 from agentflow.settings import Settings
+from agentflow.store.batches import Submission
 from agentflow.store.operations_workers import RegisterWorker, ReleaseOrphans
 from agentflow.store.protocol import FunctionInfo, Hint, HintKind
 from agentflow.store.sqlite import SqliteStore
@@ -205,12 +206,11 @@ class SimulatedWriter(Writer):
         self._answers: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._answer_at = 0.0
 
-    def submit(self, operation: Any) -> asyncio.Future[Any]:
-        future = super().submit(operation)
+    def _hand_over(self, batch: list[Submission]) -> None:
+        super()._hand_over(batch)
         if not self._is_busy and not self._world.is_over:
             self._is_busy = True
             self._later(self._world.faults.pause(), self._form_batch)
-        return future
 
     def _form_batch(self) -> None:
         batch, _ = self._next_batch(0.0)
@@ -224,7 +224,7 @@ class SimulatedWriter(Writer):
         except Killed:
             pass
         else:
-            self._is_busy = not self._queue.empty() or self._held_back is not None
+            self._is_busy = bool(self._held_back) or not self._queue.empty()
             if self._is_busy:
                 self._later(self._world.faults.pause(), self._form_batch)
 
