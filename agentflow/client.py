@@ -30,7 +30,7 @@ from agentflow.errors import (
 from agentflow.events import EventRecord
 from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, Target
 from agentflow.handles import RunHandle, Watchers
-from agentflow.ids import new_id
+from agentflow.ids import is_storable, new_id, validate_id, validate_text
 from agentflow.principals import Principal
 from agentflow.runs import Page, Run, RunStatus, StepRecord
 from agentflow.settings import Settings
@@ -99,6 +99,8 @@ class Client:
     ) -> RunHandle[Any]:
         """Start one run. See `App.start`."""
         resolved = await self.resolve(function)
+        if idempotency_key is not None:
+            validate_id(idempotency_key, "idempotency key")
         run = new_run(
             resolved,
             data,
@@ -138,8 +140,7 @@ class Client:
 
     async def signal(self, name: str, data: Any = None, *, buffer: Duration | None = None) -> str | None:
         """Resolve the one waiter of that name. See `App.signal`."""
-        if not name:
-            raise InvalidInput("a signal needs a name")
+        validate_id(name, "signal name")
         now = self.clock.now()
         answer = await self.store.submit(
             SendSignal(
@@ -261,6 +262,10 @@ class Runs:
 
     async def cancel(self, run_id: str, reason: str | None = None) -> Run:
         """End the run and its children; one that has ended is left as it is. Raises `NotFound`."""
+        if not is_storable(run_id):
+            raise NotFound(f"there is no run {run_id!r}")
+        if reason is not None:
+            validate_text(reason, "reason")
         answer = await self._client.store.submit(CancelRun(run_id, reason, self._client.clock.now()))
         assert isinstance(answer, Cancelled)
         return await self.get(run_id)
@@ -280,6 +285,7 @@ class Runs:
         unknown run, function or step, `InvalidInput` for bad data, `IdempotencyConflict`.
         """
         client = self._client
+        validate_text(from_step or "", "from_step")
         origin = await client.store.queries.get_origin(run_id)
         if origin is None:
             raise NotFound(f"there is no run {run_id!r}")
@@ -287,6 +293,7 @@ class Runs:
         encoded = origin.input if data is None else encode_input(function, data)
         run = rerun_of(origin, function, now=client.clock.now(), input=encoded)
         if idempotency_key is not None:
+            validate_id(idempotency_key, "idempotency key")
             run = run._replace(
                 idempotency_key=idempotency_key,
                 idempotency_digest=digest([run_id, from_step, loads(encoded)]),
@@ -345,6 +352,10 @@ class Approvals:
         who = Principal(id=by) if isinstance(by, str) else by
         if not who.id:
             raise InvalidInput("a decision needs to say who decided: by= is empty")
+        if not is_storable(approval_id):
+            raise NotFound(f"there is no approval {approval_id!r}")
+        for what, text in (("name by=", who.id), ("comment", comment), ("args_digest", args_digest)):
+            validate_text(text or "", what)
         if isinstance(decision, Edit):
             await self._check_edit(approval_id, decision)
         now = self._client.clock.now()
@@ -534,7 +545,7 @@ def _limit(limit: int) -> int:
 def _tags(tags: Sequence[str]) -> tuple[str, ...]:
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
         raise InvalidInput(f"tags={tags!r}: give a list of strings")
-    return tuple(tags)
+    return tuple(validate_text(tag, "tag") for tag in tags)
 
 
 __all__ = ["Client", "UsageReport"]

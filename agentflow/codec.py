@@ -140,7 +140,7 @@ class _TypedCodec(Codec[T]):
             # A field with a serialisation alias only is not read by that alias; by name it may come back.
             by_name = self._compare(value, by_alias=False)
             outcome = outcome if isinstance(by_name, Fault) else by_name
-        if isinstance(outcome, Fault) and self._coerce:
+        if isinstance(outcome, Fault) and self._coerce and not self._is_of_type(value):
             outcome = self._coerced(value, outcome)
         if isinstance(outcome, Fault):
             raise _unserialisable(outcome, where)
@@ -156,6 +156,13 @@ class _TypedCodec(Codec[T]):
             return Fault("$", f"{_short(value)} cannot be written as {self._name}: {error}")
         fault = find_difference(value, back) or _fault_of_text(raw)
         return fault or (raw.decode(), back)
+
+    def _is_of_type(self, value: object) -> bool:
+        """Whether nothing needs to be coerced: what is wrong is in the value, as a datetime in a field of `Any`."""
+        try:
+            return find_difference(value, self._adapter.validate_python(value, strict=True)) is None
+        except Exception:  # a validator of the user's may raise anything
+            return False
 
     def _coerced(self, value: object, first: Fault) -> tuple[str, T] | Fault:
         try:

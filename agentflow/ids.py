@@ -78,13 +78,25 @@ def validate_id(value: object, what: str = "id") -> str:
         raise InvalidInput(f"the {what} {value!r} is a {type(value).__name__}, it has to be a str")
     if not value:
         raise InvalidInput(f"the {what} is empty")
-    if "\x00" in value:
-        raise InvalidInput(f"the {what} {value[:80]!r} holds a NUL character")
     if len(value) > MOST_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MOST_ID_BYTES:
         raise InvalidInput(f"the {what} {value[:80]!r}... is longer than {MOST_ID_BYTES} bytes")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    return validate_text(value, what)
+
+
+def validate_text(value: str, what: str) -> str:
+    """A text that a database can store. Raises `InvalidInput`; `what` names the place in its message."""
+    if "\x00" in value:
+        raise InvalidInput(f"the {what} {value[:80]!r} holds a NUL character")
+    if not is_storable(value):
         raise InvalidInput(f"the {what} {value[:80]!r} holds a lone surrogate")
     return value
+
+
+def is_storable(value: str) -> bool:
+    """Whether both databases can hold the text; what they cannot, they hold nowhere."""
+    if "\x00" in value:
+        return False
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def is_generated_id(value: str, prefix: str) -> bool:

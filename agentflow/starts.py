@@ -24,7 +24,7 @@ from agentflow.functions import (
     flow_of,
     start_within_of,
 )
-from agentflow.ids import derived_id, new_id
+from agentflow.ids import derived_id, new_id, validate_text
 from agentflow.matching import MISSING, correlation, correlations, find
 from agentflow.settings import Settings
 from agentflow.store.protocol import (
@@ -214,6 +214,9 @@ def new_event(
         raise InvalidInput(
             f"event {event.name!r}: names that begin with 'agentflow/' are the framework's own"
         )
+    validate_text(event.name, "event name")
+    if event.id is not None:
+        validate_text(event.id, "event id")
     data = PLAIN.encode(event.data, f"the data of event {event.name!r}")
     if len(data) > settings.max_event_bytes:
         raise LimitExceeded(

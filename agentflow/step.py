@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary
 
 from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
-from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, loads
+from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return
 from agentflow.durations import Duration, parse_duration, to_micros
 from agentflow.errors import ConfigurationError, InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
 from agentflow.expressions import BOTH_EVENTS, Expression
 from agentflow.functions import Function, Target
-from agentflow.ids import validate_id
+from agentflow.ids import validate_id, validate_text
 from agentflow.matching import MISSING, correlation, find
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
@@ -135,7 +135,7 @@ class Step:
         async def send(attempt: Attempt) -> str | None:
             return await attempt.send_signal(name, data, None if buffer is None else parse_duration(buffer))
 
-        return self._runner.perform(key, Body(StepKind.SEND, name, send, PLAIN))
+        return self._runner.perform(key, Body(StepKind.SEND, _name_or_none(name, "signal name"), send, PLAIN))
 
     def publish(self, id: str, topic: str, data: Any = None, /) -> Coroutine[Any, Any, None]:
         """Put one message into the run's live stream: an item of kind `publish`, `{"topic": ..., "data": ...}`."""
@@ -151,11 +151,9 @@ class Step:
                 )
             attempt.stream("publish", message)
 
-        try:
-            name = validate_id(topic, "topic")
-        except InvalidInput:
-            name = None  # the body says so, as the step's outcome
-        return self._runner.perform(key, Body(StepKind.PUBLISH, name, publish, PLAIN))
+        return self._runner.perform(
+            key, Body(StepKind.PUBLISH, _name_or_none(topic, "topic"), publish, PLAIN)
+        )
 
     # -------------------------------------------------------------------------------------------- waits
 
@@ -199,7 +197,7 @@ class Step:
 
         def plan(_: str) -> WaitPlan:
             return WaitPlan(
-                name=event,
+                name=validate_text(event, "event name"),
                 topic=event,
                 correlation=None if match is None else self._correlation(match),
                 condition=None if if_ is None else _condition(key, if_),
@@ -230,17 +228,15 @@ class Step:
         codec = PLAIN if output is None else codec_for(output)
 
         def plan(_: str) -> WaitPlan:
-            if not signal:
-                raise InvalidInput(f"step {key!r} waits for a signal with an empty name")
             return WaitPlan(
-                name=signal,
+                name=validate_id(signal, "signal name"),
                 topic=signal,
                 deadline=self._deadline(key, timeout),
                 replace=on_conflict == "replace",
             )
 
         def decode(text: Json) -> Signal | None:
-            stored = loads(text)
+            stored = PLAIN.decode(text)  # looked at when it was sent; here it is one level deeper
             if stored is None:
                 return None
             return Signal(name=stored["name"], data=codec.decode(json.dumps(stored["data"])))
@@ -440,6 +436,14 @@ def _known(fn: Callable[..., Any]) -> tuple[bool, Codec[Any]]:
 
 
 _functions: WeakKeyDictionary[FunctionType, tuple[bool, Codec[Any]]] = WeakKeyDictionary()
+
+
+def _name_or_none(name: str, what: str) -> str | None:
+    """The name a step is shown with; of one that is not legal the body says so, as the step's outcome."""
+    try:
+        return validate_id(name, what)
+    except InvalidInput:
+        return None
 
 
 def as_events(given: EventLike | Sequence[EventLike]) -> list[Event]:

@@ -16,6 +16,7 @@ from agentflow.engine.streams import RunStream
 from agentflow.errors import NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.flow import ModelRateLimit
+from agentflow.ids import validate_id
 from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
     AlreadyBuffered,
@@ -144,6 +145,7 @@ class BodyAttempt:
     async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None:
         runner = self._runner
         now = runner.now()
+        validate_id(name, "signal name")
         answer = await self._commit(
             SendSignal(
                 # The step's own name: played again after a crash it finds what it did before.

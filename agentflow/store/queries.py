@@ -324,6 +324,8 @@ class SqlQueries:
                 async with engine.connect() as connection:
                     return [dict(row) for row in (await connection.execute(statement)).mappings()]
             except Exception as error:
+                if _asks_for_the_impossible(error):
+                    return []
                 if not self._is_outage(error):
                     raise
                 if time.monotonic() + pause > give_up_at or self._engine is not engine:
@@ -369,6 +371,15 @@ def sqlite_engine(path: Path) -> AsyncEngine:
         cursor.close()
 
     return engine
+
+
+def _asks_for_the_impossible(error: BaseException | None) -> bool:
+    """Whether it was asked for a text that no row can hold: with a NUL (22021) or a lone surrogate."""
+    while error is not None:
+        if isinstance(error, UnicodeEncodeError) or getattr(error, "sqlstate", None) == "22021":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _runs() -> Select[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -22,6 +23,8 @@ from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_ru
 from agentflow.store.statement import Bundle
 from agentflow.store.transaction import Transaction, Work
 
+logger = logging.getLogger("agentflow.store")
+
 BUSY_SECONDS = 5.0
 SETUP_SECONDS = 15.0
 POLL_BUSY_SECONDS = 0.05
@@ -29,6 +32,12 @@ POLL_IDLE_SECONDS = 0.2
 IDLE_AFTER_SECONDS = 5.0
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 CHECKPOINT_PAUSE_SECONDS = 1.0
+CHECKPOINT_SECONDS = 0.05
+LARGE_BYTES = 8 * CHECKPOINT_BYTES
+LARGE_SECONDS = 2.0
+"""How long all writers may wait for readers to let go of a WAL of `LARGE_BYTES`; up to twice that."""
+LARGE_SHARE = 0.2
+"""The part of the time that may go by so."""
 
 _OUTAGES = {
     sqlite3.SQLITE_BUSY,
@@ -65,6 +74,7 @@ class SqliteBackend:
         self._data_version = 0
         self._active_at = 0.0
         self._checkpoint_at = 0.0
+        self._has_told = False
 
     def connect(self) -> None:
         self._connection = connect(self._path)
@@ -218,22 +228,47 @@ class SqliteBackend:
         Never automatically: below SQLite 3.51.3, several connections that checkpoint at once can corrupt the file.
         """
         try:
-            if os.stat(self._wal).st_size < CHECKPOINT_BYTES:
-                return
+            size = os.stat(self._wal).st_size
         except FileNotFoundError:
+            return
+        if size < CHECKPOINT_BYTES:
+            self._has_told = False
             return
         with self._locks.only_one("checkpoint") as alone:
             if not alone:
                 return
             self._sync_fully(True)
-            self._connection.execute("PRAGMA busy_timeout=50")
+            patience = self._patience(size)
+            self._connection.execute(f"PRAGMA busy_timeout={int(patience * 1000)}")
             self._is_patient = True
             try:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                [(is_busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                if is_busy and patience > CHECKPOINT_SECONDS and not self._has_told:
+                    self._has_told = True
+                    logger.warning(
+                        "%s has grown to %d MB: another process reads the database in one long transaction after the "
+                        "other; let it pause between them",
+                        self._wal,
+                        size // 1_000_000,
+                    )
             except sqlite3.OperationalError:
                 pass  # a reader or the disk: tried again in a second
             finally:
                 self._connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+
+    def _patience(self, size: int) -> float:
+        """How long a checkpoint waits for readers, and all writers for it.
+
+        A moment: the next try will find them gone. Only where one long reader always follows the other there is no
+        such moment. A reader that comes while there is something to bring in needs the WAL as well, so it takes as
+        long as two of them; but no worker may lose its lease by it.
+        """
+        if size < LARGE_BYTES or not self._leases:
+            return CHECKPOINT_SECONDS
+        shortest = min(lease.micros for lease in self._leases.values()) / 1_000_000
+        patience = min(LARGE_SECONDS * size / LARGE_BYTES, 2 * LARGE_SECONDS, 0.4 * shortest)
+        is_time = self._locks.is_time("checkpoint-patience", pause_seconds=patience / LARGE_SHARE)
+        return patience if is_time else CHECKPOINT_SECONDS
 
 
 _COMMIT_STEP = f"""

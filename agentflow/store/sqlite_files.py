@@ -71,6 +71,18 @@ class LockFolder:
         finally:
             os.close(descriptor)
 
+    def is_time(self, purpose: str, *, pause_seconds: float) -> bool:
+        """Whether no process was told so in the last seconds. Ask it as the `only_one` who does that."""
+        path = self._folder / f".{purpose}"
+        try:
+            # Not `>`: somebody may have set the clock back.
+            is_time = abs(time.time() - path.stat().st_mtime) > pause_seconds
+        except FileNotFoundError:
+            is_time = True
+        if is_time:
+            path.touch()
+        return is_time
+
     def _path(self, worker_id: str) -> Path:
         return self._folder / f"{quote(worker_id, safe='')}.lock"
 

@@ -357,3 +357,22 @@ async def test_gather_of_a_wait_and_a_send_of_one_signal_resolves(database_url: 
 
     async with harness(app, database_url=database_url) as h:
         assert await (await h.start(f)).result(10) == [1, True]
+
+
+async def test_data_as_deep_as_a_sender_may_send_it_arrives(database_url: str) -> None:
+    app = App("t")
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> bool:
+        got = await step.wait_for_signal("w", signal="go", timeout="1h")
+        return got is not None and got.data == deep
+
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start("f")
+        await h.idle()
+        await h.signal("go", deep)
+        await h.idle()
+        assert await run.result(5)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +243,43 @@ async def test_the_wal_is_brought_in_when_it_has_grown(world: World, monkeypatch
     world.store._writer._backend._checkpoint_at = 0  # type: ignore[attr-defined]
     await until(lambda: wal.stat().st_size == 0)
     assert (await world.step(key, "b", 2)) == Done()
+
+
+async def test_the_wal_is_brought_in_although_one_long_reader_always_follows_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(world.store._path)  # type: ignore[attr-defined]
+    wal = path.with_name(f"{path.name}-wal")
+    key, is_over = await world.start(), threading.Event()
+    for name, value in (("CHECKPOINT_BYTES", 50_000), ("LARGE_BYTES", 300_000), ("LARGE_SECONDS", 0.7)):
+        monkeypatch.setattr(sqlite_backend, name, value)
+    monkeypatch.setattr(sqlite_backend, "CHECKPOINT_PAUSE_SECONDS", 0.1)
+
+    def read() -> None:
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        while not is_over.is_set():
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM agentflow_step").fetchone()
+            is_over.wait(0.3)
+            connection.execute("COMMIT")
+        connection.close()
+
+    async def write() -> None:
+        for n in itertools.count(1):
+            assert await world.step(key, f"s{n}", n, json.dumps("x" * 20_000)) == Done()
+            await asyncio.sleep(0.01)
+
+    reader, writer = threading.Thread(target=read), asyncio.create_task(write())
+    reader.start()
+    try:
+        await until(lambda: wal.stat().st_size > 300_000)
+        await until(lambda: wal.stat().st_size < 100_000)
+    finally:
+        is_over.set()
+        reader.join()
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
 
 
 async def test_nobody_checkpoints_while_another_process_does(

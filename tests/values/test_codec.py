@@ -409,6 +409,15 @@ def test_written_is_the_alias_and_read_are_both_names() -> None:
     assert codec.decode('{"user_id":2}').user_id == codec.decode('{"userId":2}').user_id == 2
 
 
+def test_with_coerce_a_value_of_the_type_is_refused_as_without_where_it_would_not_come_back() -> None:
+    for value, annotation in (
+        (Ticket(id="a", extra=datetime(2026, 1, 2, tzinfo=UTC)), Ticket),
+        ({"when": datetime(2026, 1, 2, tzinfo=UTC)}, dict[str, Any]),
+    ):
+        with pytest.raises(Unserialisable, match=r"extra|when"):
+            codec_for(annotation, coerce=True).round_trip(value, "step 'a'")
+
+
 def test_with_coerce_what_validates_becomes_the_type() -> None:
     codec = codec_for(Ticket, coerce=True)
     text, ticket = codec.round_trip({"id": "1", "when": "2025-01-01T00:00:00Z"}, "a")
