@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
+APPLICATION_NAME = "agentflow"
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0
 IDLE_IN_TRANSACTION = "5s"
@@ -37,7 +38,7 @@ async def connect(
     `plans_once` where all that is asked goes by keys, so that one plan serves every value.
     """
     settings = {
-        "application_name": "agentflow",
+        "application_name": APPLICATION_NAME,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
         "default_transaction_isolation": "read committed",
         # All that is asked here goes by keys. A plan that was made while a table was small would read the whole of
