@@ -222,6 +222,24 @@ def make_app(database_url: str, log: str, *, settings: Settings | None = None) -
         await step.sleep("nap", 0.1)
         return tokens
 
+    @app.function
+    async def on_time(ctx: Context[float], step: Step) -> None:
+        """Says when it went to sleep and when it awoke; then the same of a signal that does not come."""
+        say("asleep", ctx.run_id)
+        await step.sleep("nap", ctx.data)
+        say("awoke", ctx.run_id)
+        assert await step.wait_for_signal("wait", signal=ctx.run_id, timeout=ctx.data) is None
+        say("timed-out", ctx.run_id)
+
+    @app.function
+    async def long_body(ctx: Context[float], step: Step) -> str:
+        async def work_long() -> str:
+            token = begin()
+            await asyncio.sleep(ctx.data)
+            return token
+
+        return await step.run("long", work_long)
+
     @tool
     async def look(n: int, ctx: ToolContext) -> str:
         token = secrets.token_hex(6)
