@@ -31,7 +31,7 @@ async def test_the_runs_of_a_killed_worker_are_taken_over_in_time(
     is_sqlite = database_url.startswith("sqlite")
     lease = 10.0 if IS_FULL or is_sqlite else 2.0
     most = 2.0 if is_sqlite else lease + 2.0
-    trials = 30 if IS_FULL else 2
+    trials = 15 if IS_FULL else 2
     arguments = [f"lease_seconds={lease}"]
     log = tmp_path / "log"
     app = make_app(database_url, str(log))
