@@ -54,7 +54,10 @@ class WorkerProcess:
         self.process.wait()
 
     def pause(self) -> None:
+        """Stop it; on a busy machine its threads go on for a while after the signal."""
         self.process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"it has ended instead: {status}"
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)

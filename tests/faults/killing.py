@@ -91,12 +91,14 @@ class Load:
         elif kind == "plain" and n % 3 == 0:
             await self.app.signal(f"go {n}", n, buffer="1h")
         elif kind == "plain":
+            pause = 0.2
             while True:
                 try:
                     await self.app.signal(f"go {n}", n)
                     return
                 except NoWaiter:
-                    await asyncio.sleep(0.3)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, 5)  # else those that wait keep the database from those that work
         while kind == "listener":  # one that comes before the wait is not for it
             await self.app.send({"name": "told", "data": {"n": n}})
             await asyncio.sleep(0.7)
