@@ -26,6 +26,14 @@ class ConfigurationError(AgentflowError):
     """The program is put together wrongly; the message names the place and the remedy."""
 
 
+class DatabaseUnavailable(AgentflowError):
+    """The database did not answer for so long that it was given up; nothing is known to be wrong with what was asked.
+
+    A write waits for the database as long as the App is open, so this comes from reads, and from writes when the App is
+    closed meanwhile: such a write may have been carried out all the same.
+    """
+
+
 class NotFound(AgentflowError):
     """Nothing of that id exists (or the caller may not see it)."""
 
@@ -235,6 +243,7 @@ __all__ = [
     "BudgetExceeded",
     "ConfigurationError",
     "ContextTooLong",
+    "DatabaseUnavailable",
     "DigestMismatch",
     "ExpressionFailed",
     "GuardrailTripped",

@@ -62,7 +62,7 @@ class FlowControl:
                 )
 
     def __bool__(self) -> bool:
-        return self != NO_FLOW_CONTROL
+        return self is not NO_FLOW_CONTROL and self != NO_FLOW_CONTROL
 
     def _keys(self) -> list[tuple[str, Key | None]]:
         values: list[tuple[str, Any]] = [("concurrency", rule) for rule in self.concurrency]

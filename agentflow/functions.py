@@ -151,6 +151,7 @@ class Function(Generic[T, R]):
             self.related = (*related, self.on_failure)
         self.checks_of_tools: Mapping[str, Callable[[dict[str, Any]], object]] = {}
         """For an agent, by tool: what raises an `AgentflowError` for arguments that the tool would not take."""
+        self._info: FunctionInfo | None = None
 
     def __call__(self, ctx: Context[T], step: Any) -> Awaitable[R]:
         return cast("Awaitable[R]", self.handler(ctx, step))
@@ -163,6 +164,12 @@ class Function(Generic[T, R]):
 
     def info(self) -> FunctionInfo:
         """What the database keeps of it, for senders that do not import it."""
+        # Asked for by each send, and nothing of it changes: the JSON Schemas alone would take a millisecond.
+        if self._info is None:
+            self._info = self._describe()
+        return self._info
+
+    def _describe(self) -> FunctionInfo:
         schemas = {
             "input": json_schema(self.input_codec),
             "output": json_schema(self.output_codec),

@@ -96,7 +96,7 @@ def new_run(
         cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
         start_by=_start_by(now, _start_within(function)),
     )
-    return admitted(run, _flow_of(function), _event_of(run))
+    return _admitted(run, _flow_of(function))
 
 
 def rerun_of(
@@ -151,7 +151,7 @@ def child_run(
         cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
         start_by=_start_by(now, _start_within(function)),
     )
-    return admitted(run, _flow_of(function), _event_of(run), is_child=True)
+    return _admitted(run, _flow_of(function), is_child=True)
 
 
 def scheduled_run(
@@ -172,7 +172,7 @@ def scheduled_run(
         cancel_on=cancel_waits(_rules_of(function), None, encoded, since=now),
         start_by=_start_by(max(ready_at, now), function.config.start_within),
     )
-    return admitted(run, function.config.flow, _event_of(run))
+    return _admitted(run, function.config.flow)
 
 
 def plan_admission(claimed: ClaimedRun, function: Function[Any, Any], plan: Plan) -> tuple[Admission, Micros]:
@@ -357,6 +357,10 @@ def _start_within(function: Function[Any, Any] | FunctionRef) -> Micros | None:
 def _start_by(due_at: Micros, within: Micros | None) -> Micros | None:
     # One more than allowed: who begins at the last moment is not too late.
     return None if within is None else due_at + within + 1
+
+
+def _admitted(run: NewRun, rules: FlowControl, *, is_child: bool = False) -> NewRun:
+    return admitted(run, rules, _event_of(run), is_child=is_child) if rules else run
 
 
 def _event_of(run: NewRun) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,9 @@ async def _work(app: App, concurrency: int | None) -> None:
         loop.add_signal_handler(number, stop)
     worker = app.worker(concurrency)
     await worker.start()
+    # What is in memory now stays: the collector need not look at all of it again and again while runs come and go.
+    gc.collect()
+    gc.freeze()
     say(
         f"agentflow: app {app.id!r} on {shown_url(app.settings.database_url)} works on {', '.join(functions)}"
     )

@@ -44,6 +44,8 @@ R = TypeVar("R")
 class BodyAttempt:
     """What a body sees of its run."""
 
+    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call")
+
     def __init__(self, runner: Runner, key: str, number: int, *, threads: Executor) -> None:
         self._runner = runner
         self._threads = threads

@@ -40,6 +40,8 @@ class Bodies:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        given = runner.function.config.step_timeout
+        self._default_timeout = None if given is None else parse_duration(given)
         self._running: dict[str, asyncio.Task[Any]] = {}
         self.held_back: dict[asyncio.Future[None], None] = {}
         """What does not begin because the worker stops."""
@@ -63,7 +65,8 @@ class Bodies:
         while True:
             if runner.host.is_draining():
                 await self._hold_back()
-            await runner.waits.looked()
+            if runner.waits.is_looking:
+                await runner.waits.looked()
             runner.check_goes_on(key)
             attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads)
             started_at = runner.now()
@@ -104,9 +107,23 @@ class Bodies:
         failures: list[StoredAttempt],
         started_at: Micros,
     ) -> tuple[Json, Any]:
-        """Execute the body once; give its output as JSON, and as it comes back from that."""
+        """Call the body once; give its output as JSON, and as it comes back from that."""
         runner = self._runner
-        value = await self._call(attempt, body)
+        timeout = self._default_timeout if body.timeout is None else body.timeout
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[attempt.key] = task
+        token = current_body.set(StepInfo(runner.run_id, attempt.key, attempt.number))
+        try:
+            value = await (body.call(attempt) if timeout is None else _call_in_time(attempt, body, timeout))
+        except asyncio.CancelledError:
+            if runner.is_over:
+                raise runner.unwinding() from None
+            raise
+        finally:
+            current_body.reset(token)
+            del self._running[attempt.key]
+            runner.settling.poke()
         runner.check_goes_on(attempt.key)
         if policy.tenacity is not None:
             check_result(policy, value, failures, started_at=started_at, now=runner.now())
@@ -115,41 +132,6 @@ class Bodies:
         limit = runner.settings.max_run_bytes if body.kind is StepKind.INFER else None
         runner.journal.check_size(attempt.key, output, limit=limit)
         return output, value
-
-    async def _call(self, attempt: BodyAttempt, body: Body) -> Any:
-        timeout = self._timeout(body)
-        limit = None if timeout is None else asyncio.timeout(timeout.total_seconds())
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[attempt.key] = task
-        token = current_body.set(StepInfo(self._runner.run_id, attempt.key, attempt.number))
-        try:
-            if limit is None:
-                return await body.call(attempt)
-            async with limit:
-                return await body.call(attempt)
-        except asyncio.CancelledError:
-            if self._runner.is_over:
-                raise self._runner.unwinding() from None
-            raise
-        except TimeoutError as error:
-            if limit is not None and limit.expired():
-                # A thread cannot be stopped: the next attempt must not run beside it.
-                await attempt.thread_ended()
-                raise TimeoutError(
-                    f"attempt {attempt.number + 1} took longer than timeout={timeout}"
-                ) from error
-            raise
-        finally:
-            current_body.reset(token)
-            del self._running[attempt.key]
-            self._runner.settling.poke()
-
-    def _timeout(self, body: Body) -> timedelta | None:
-        if body.timeout is not None:
-            return body.timeout
-        given = self._runner.function.config.step_timeout
-        return None if given is None else parse_duration(given)
 
     async def _take_failure(
         self,
@@ -215,9 +197,23 @@ class Bodies:
 
     async def _commit(self, step: StoredStep, attempt: BodyAttempt) -> StoredStep:
         runner = self._runner
-        answer = await runner.commit(CommitStep(runner.run_key, step, attempt.model_call))
+        answer = await runner.commit(CommitStep(runner.run_key, step, attempt.model_call, runner.waits.mail))
         if isinstance(answer, Exists):
             step = answer.step
         runner.journal.add(step)
-        await runner.settling.turn(step.seq or 0)
+        if not runner.settling.is_alone:
+            await runner.settling.turn(step.seq or 0)
         return step
+
+
+async def _call_in_time(attempt: BodyAttempt, body: Body, timeout: timedelta) -> Any:
+    limit = asyncio.timeout(timeout.total_seconds())
+    try:
+        async with limit:
+            return await body.call(attempt)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        # A thread cannot be stopped: the next attempt must not run beside it.
+        await attempt.thread_ended()
+        raise TimeoutError(f"attempt {attempt.number + 1} took longer than timeout={timeout}") from error

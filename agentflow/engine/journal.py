@@ -35,7 +35,8 @@ class Journal:
         self.attempts.pop(step.key, None)
         self.waits.pop(step.key, None)
         self._size += _size(step.output)
-        self._last_step_seq = max(self._last_step_seq, step.seq or 0)
+        if step.seq is not None and step.seq > self._last_step_seq:
+            self._last_step_seq = step.seq
 
     def delivered(self) -> None:
         """User code has got one of the outcomes that were there at the beginning."""

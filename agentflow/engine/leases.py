@@ -16,6 +16,8 @@ logger = logging.getLogger("agentflow.engine")
 
 RENEW_AT = 0.3
 """The part of the lease after which it is renewed."""
+AGAIN_AT = 0.05
+"""The part of the lease after which a renewal that failed is tried again."""
 FENCE_AT = 0.8
 """The part of the lease after which the worker stops by itself when it could not renew it."""
 
@@ -68,9 +70,11 @@ class HeartbeatThread:
     def _run(self) -> None:
         heartbeat = self._store.heartbeat()
         try:
-            while not self._stop.wait(self._lease * RENEW_AT):
+            pause = 0.0  # at once, so that the connection is there before all others have found theirs
+            while not self._stop.wait(self._lease * pause):
                 self._ask_loop()
                 point("before_heartbeat")
+                pause = RENEW_AT
                 if not self._is_hanging():
                     began_at = time.monotonic()
                     try:
@@ -78,7 +82,9 @@ class HeartbeatThread:
                             return self._tell_lost()
                         self._renewed_at = began_at
                     except Exception as error:
-                        logger.warning("worker %s could not renew its lease: %s", self._worker_id, error)
+                        pause = AGAIN_AT
+                        told = str(error) or type(error).__name__
+                        logger.warning("worker %s could not renew its lease: %s", self._worker_id, told)
                 if time.monotonic() - self._renewed_at > self._lease * FENCE_AT:
                     return self._tell_lost()
         finally:

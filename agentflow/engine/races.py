@@ -64,7 +64,8 @@ class Races:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._loop = asyncio.get_running_loop()
-        self._withdrawn: tuple[str, ...] = ()
+        self.withdrawn: tuple[str, ...] = ()
+        """What the keys in the branches of decided races begin with."""
         """What the keys in the branches of decided races begin with."""
 
     async def decide(self, key: str, contenders: Contenders) -> StoredStep:
@@ -102,14 +103,14 @@ class Races:
 
     def has_withdrawn(self, key: str) -> bool:
         """Whether the step belongs to a branch of a decided race."""
-        return key.startswith(self._withdrawn)
+        return key.startswith(self.withdrawn)
 
     def check(self, key: str) -> None:
         """Raise what stops a branch of a decided race at its next step."""
-        if not key.startswith(self._withdrawn):
+        if not key.startswith(self.withdrawn):
             return
         branch = current_branch()
-        if branch is not None and branch.scope.startswith(self._withdrawn):
+        if branch is not None and branch.scope.startswith(self.withdrawn):
             raise asyncio.CancelledError(f"step {key!r} is withdrawn: its race is decided")
         raise ConfigurationError(
             f"step {key!r} of run {self._runner.run_id} was called with the Step of a race's branch, after the race: "
@@ -118,8 +119,6 @@ class Races:
 
     def check_operation(self, operation: Operation) -> None:
         """Nothing of such a branch is written any more."""
-        if not self._withdrawn:
-            return
         match operation:
             case CommitStep(step=step) | ResolveWait(step=step) | CommitRace(step=step):
                 self.check(step.key)
@@ -131,7 +130,7 @@ class Races:
     # ---------------------------------------------------------------------------------------- its branches
 
     def _withdraw(self, scopes: tuple[str, ...]) -> None:
-        self._withdrawn += scopes
+        self.withdrawn += scopes
         for task in self._tasks(scopes):
             task.cancel()
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from asyncio import Future
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -278,6 +279,7 @@ class Runner:
 
     def add_branch(self, branch: Branch) -> None:
         self.branches[branch] = None
+        self.settling.watch(branch)
 
     def drop_branch(self, branch: Branch) -> None:
         self.branches.pop(branch, None)
@@ -297,10 +299,17 @@ class Runner:
         branch = self._branch(step_id)
         if type(step_id) is TakenKey:
             return str(step_id)
-        own = step_id if type(step_id) is RawId else escape(validate_id(step_id, "step id"))
+        own = (
+            step_id
+            if type(step_id) is RawId
+            else _escaped(step_id)
+            if type(step_id) is str
+            else _escape(step_id)
+        )
         name = branch.within(scope) + own
         key = make_key(name, branch.next_ordinal(name), branch.path)
-        self.races.check(key)
+        if self.races.withdrawn:
+            self.races.check(key)
         if self._order is not None:
             self._order.called(key, branch.scope + branch.path)
         return key
@@ -381,7 +390,8 @@ class Runner:
         """Raise what ends a step's code where nothing may come of it any more."""
         if self.is_over:
             raise self.unwinding()
-        self.races.check(key)
+        if self.races.withdrawn:
+            self.races.check(key)
 
     def _look_up(self, key: str) -> StoredStep | None:
         """What is known of a step that is awaited now."""
@@ -489,7 +499,8 @@ class Runner:
 
     async def commit(self, operation: Operation) -> Outcome:
         """Write for this run; notice when it was lost or cancelled. What comes back is durable."""
-        self.races.check_operation(operation)
+        if self.races.withdrawn:
+            self.races.check_operation(operation)
         self._uncommitted += 1
         try:
             answer: Outcome = await self.host.store.submit(operation)
@@ -500,10 +511,11 @@ class Runner:
         finally:
             self._uncommitted -= 1
             self.settling.poke()
-        if isinstance(answer, Fenced):
+        if type(answer) is Done:
+            if type(operation) in _COMMITS_OF_STEPS:
+                self.has_committed_step = True
+        elif isinstance(answer, Fenced):
             raise self.lost(answer.why)
-        if type(answer) is Done and type(operation) in _COMMITS_OF_STEPS:
-            self.has_committed_step = True
         if self.is_over:
             raise self.unwinding()
         if getattr(answer, "cancel", False):
@@ -525,6 +537,14 @@ class Runner:
         if not future.cancelled():
             future.exception()
         self.settling.poke()
+
+
+def _escape(step_id: str) -> str:
+    """A user's step id as it stands in a key. Raises `InvalidInput`."""
+    return escape(validate_id(step_id, "step id"))
+
+
+_escaped = lru_cache(4096)(_escape)
 
 
 def stable_id(prefix: str, *parts: str) -> str:

@@ -12,6 +12,7 @@ import heapq
 import logging
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from agentflow.engine.tasks import (
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("agentflow.engine")
 
+TURNS_OF_CALM = CALM_TURNS + 1
+"""Of a parked branch it is told only in the turn after its blocker was done that it can go on."""
 FIRST_LOOK = 0.005
 LONGEST_LOOK = 1.0
 WARN_AFTER = 5.0
@@ -55,6 +58,8 @@ class Settling:
         self._is_idle = is_idle
         self._on_quiescent = on_quiescent
         self._on_staying = on_staying
+        self._moving: dict[Branch, None] = {}
+        """The branches that may be ready: all but those that were seen to be blocked on what is not done yet."""
         self._due: list[tuple[int, int, Future[None]]] = []
         self._ticket = 0
         self._is_checking = False
@@ -66,10 +71,19 @@ class Settling:
         self.futures: set[Future[Any]] = set()
         """What user code is blocked on and the engine resolves."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other branch could be handed something first."""
+        return len(self._branches) == 1 and not self._due
+
+    def watch(self, branch: Branch) -> None:
+        """A branch was added to the run's."""
+        self._moving[branch] = None
+
     async def turn(self, seq: int) -> None:
         """Wait until the outcome with this seq is the next to be handed out."""
-        if len(self._branches) == 1 and not self._due:
-            return  # nobody else could go first
+        if self.is_alone:
+            return
         future: Future[None] = self._loop.create_future()
         self._ticket += 1
         heapq.heappush(self._due, (seq, self._ticket, future))
@@ -86,7 +100,9 @@ class Settling:
 
     def poke(self) -> None:
         """Something has changed: look whether the run can go on or rest."""
-        if self._closed or self._is_checking or not (self._due or self._is_waiting()):
+        if not (self._due or self._waits or self._naps or self._held_back):
+            return  # asked after every step: what follows is rare
+        if self._closed or self._is_checking:
             return
         self._is_checking = True
         self._calm = 0
@@ -108,7 +124,7 @@ class Settling:
             self._calm = 0
         else:
             self._calm += 1
-            if self._calm >= CALM_TURNS:
+            if self._calm >= TURNS_OF_CALM:
                 if not self._hand_out():
                     self._is_checking = False
                     self._rest()
@@ -117,16 +133,25 @@ class Settling:
         self._loop.call_soon(self._check)
 
     def _has_ready_branch(self) -> bool:
-        # Asked twice for each outcome that is handed out, and of every branch: this is most of the time that the replay
-        # of many branches takes.
-        for branch in self._branches:
+        # Asked three times for each outcome that is handed out. So a branch that is seen to be blocked is parked: of
+        # thousands of branches only those are looked at that have moved.
+        for branch in list(self._moving):
             task: Any = branch.task
             if task is None:
                 return True
+            if task.done():
+                del self._moving[branch]
+                continue
             blocker = task._fut_waiter  # as `blocker_of`, without the call
-            if (blocker is None or blocker.done()) and not task.done():
+            if blocker is None or blocker.done():
                 return True
+            del self._moving[branch]
+            blocker.add_done_callback(partial(self._unpark, branch))
         return False
+
+    def _unpark(self, branch: Branch, _: Future[Any]) -> None:
+        self._moving[branch] = None
+        self._calm = 0
 
     def _hand_out(self) -> bool:
         while self._due:

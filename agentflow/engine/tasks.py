@@ -51,7 +51,7 @@ class Branch:
 
     def within(self, scope: str) -> str:
         """The scope of a Step as it counts here: also that of a Step from outside of the race."""
-        return scope if scope.startswith(self.scope) else self.scope + scope
+        return scope if not self.scope or scope.startswith(self.scope) else self.scope + scope
 
     def next_ordinal(self, name: str) -> int:
         ordinal = self.counts.get(name, 0)

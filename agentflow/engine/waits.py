@@ -270,8 +270,13 @@ class RunWaits:
         self._look = runner.submit(Adopt(runner.run_key, first, runner.now(), room))
         self._look.add_done_callback(self._adopted)
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether the answer to a look is under way: it may say that the run was cancelled."""
+        return self._look is not None and not self._look.done()
+
     async def looked(self) -> None:
-        """Wait for the answer to a look that is under way: it may say that the run was cancelled."""
+        """Wait for that answer."""
         if self._look is not None and not self._look.done():
             await asyncio.wait([self._look])
 

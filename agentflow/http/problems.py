@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from agentflow.errors import (
     AlreadyDecided,
     ApprovalExpired,
+    DatabaseUnavailable,
     DigestMismatch,
     IdempotencyConflict,
     InvalidInput,
@@ -64,6 +65,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "unavailable": ProblemKind(503, "The service is not ready"),
 }
 
+DATABASE_AWAY: Final = "The database does not answer."
 # One body for what is unknown, somebody else's, or gone: the answer must not tell which.
 NOTHING_HERE: Final = "Nothing of that id exists, or you may not see it."
 
@@ -158,6 +160,8 @@ def _problem_of(error: Exception) -> ProblemError | None:
             return error
         case NotFound():
             return not_found()
+        case DatabaseUnavailable():
+            return ProblemError("unavailable", DATABASE_AWAY)
         case AlreadyDecided(request=request):
             winner = request.decisions[-1].model_dump(mode="json") if request.decisions else None
             more = {"winner": winner, "approval": request.model_dump(mode="json")}

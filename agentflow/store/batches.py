@@ -9,10 +9,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+from agentflow.errors import DatabaseUnavailable
 from agentflow.store.operations import weight_of
 from agentflow.store.protocol import Hint
 
@@ -77,11 +78,12 @@ def carry_out(
                 yield Pause(random.uniform(0, pause), is_short=True)
             elif fault is Fault.OUTAGE and time.monotonic() < give_up_at():
                 if not is_down:
-                    logger.warning("cannot write to the database, trying again: %s", error)
+                    told = str(error) or type(error).__name__
+                    logger.warning("cannot write to the database, trying again: %s", told)
                 is_down = True
                 yield Pause(pause * random.uniform(0.5, 1), is_short=False)
             else:
-                blamed = error
+                blamed = _gave_up(error) if fault is Fault.OUTAGE else error
                 break
             pause = min(pause * 2, LONGEST_PAUSE)
         else:
@@ -97,6 +99,15 @@ def carry_out(
         yield from carry_out(half, diagnose=diagnose, answer=answer, give_up_at=give_up_at)
 
 
+def _gave_up(error: Exception) -> DatabaseUnavailable:
+    told = DatabaseUnavailable(
+        f"the store was closed while the database could not be written: {error or type(error).__name__}; whether this "
+        "was carried out is not known"
+    )
+    told.__cause__ = error
+    return told
+
+
 def acknowledge(batch: Sequence[Submission], outcomes: list[Any]) -> None:
     """Give everybody who waits the outcome, or the error that the operation alone had. In the loop."""
     for (_, future), outcome in zip(batch, outcomes, strict=True):
@@ -108,6 +119,12 @@ def acknowledge(batch: Sequence[Submission], outcomes: list[Any]) -> None:
             future.set_result(outcome)
 
 
-def size_of(submission: Submission) -> int:
-    """How much a submission adds to `MOST_BYTES`."""
-    return weight_of(submission.operation)
+def how_many_fit(queued: Iterable[Submission], *, most: int = MOST_OPERATIONS) -> int:
+    """How many of these, from the first, are one batch: the first always, then up to `most` and `MOST_BYTES`."""
+    count = size = 0
+    for submission in queued:
+        size += weight_of(submission.operation)
+        if count and (count == most or size > MOST_BYTES):
+            break
+        count += 1
+    return count

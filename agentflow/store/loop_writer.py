@@ -17,13 +17,12 @@ from typing import Any, Protocol
 from agentflow.crashpoints import point
 from agentflow.errors import AgentflowError
 from agentflow.store.batches import (
-    MOST_BYTES,
     Commit,
     Fault,
     Submission,
     acknowledge,
     carry_out,
-    size_of,
+    how_many_fit,
 )
 from agentflow.store.protocol import Hint
 
@@ -121,14 +120,7 @@ class LoopWriter:
 
     def _next_batch(self) -> list[Submission]:
         """What is queued, up to the limits."""
-        batch = [self._queue.popleft()]
-        size = size_of(batch[0])
-        while self._queue and len(batch) < MOST_TOGETHER:
-            size += size_of(self._queue[0])
-            if size > MOST_BYTES:
-                break
-            batch.append(self._queue.popleft())
-        return batch
+        return [self._queue.popleft() for _ in range(how_many_fit(self._queue, most=MOST_TOGETHER))]
 
     async def _commit(self, batch: list[Submission]) -> None:
         work = carry_out(

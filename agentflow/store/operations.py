@@ -176,18 +176,23 @@ def flow_keys_of(operation: Any) -> list[str]:
 
 def weight_of(operation: Any) -> int:
     """Roughly how many bytes an operation brings; what is small anyway counts nothing."""
-    if isinstance(operation, p.CommitStep | p.CommitRace | p.ResolveWait):
-        return len(operation.step.output or "")
-    if isinstance(operation, p.StartRun | p.Rerun):
-        return len(operation.run.input)
-    if isinstance(operation, p.TickSchedule):
-        return sum(len(run.input) for run in operation.runs)
-    if isinstance(operation, p.Finish):
-        return len(operation.output or "")
-    if isinstance(operation, p.SendEvents):
-        return sum(len(event.data) * (1 + len(event.starts)) for event in operation.events)
-    if isinstance(operation, p.AppendStream):
-        return sum(len(chunk.data) for chunk in operation.chunks)
-    if isinstance(operation, p.RegisterWait) and operation.child is not None:
-        return len(operation.child.input)
-    return 0
+    weigh = _WEIGHTS.get(type(operation))
+    return 0 if weigh is None else weigh(operation)
+
+
+def _weight_of_step(operation: p.CommitStep | p.CommitRace | p.ResolveWait) -> int:
+    return len(operation.step.output or "")
+
+
+_WEIGHTS: dict[type, Callable[[Any], int]] = {
+    p.CommitStep: _weight_of_step,
+    p.CommitRace: _weight_of_step,
+    p.ResolveWait: _weight_of_step,
+    p.StartRun: lambda op: len(op.run.input),
+    p.Rerun: lambda op: len(op.run.input),
+    p.TickSchedule: lambda op: sum(len(run.input) for run in op.runs),
+    p.Finish: lambda op: len(op.output or ""),
+    p.SendEvents: lambda op: sum(len(event.data) * (1 + len(event.starts)) for event in op.events),
+    p.AppendStream: lambda op: sum(len(chunk.data) for chunk in op.chunks),
+    p.RegisterWait: lambda op: 0 if op.child is None else len(op.child.input),
+}

@@ -23,10 +23,15 @@ def pause_function(tx: Transaction, op: PauseFunction) -> Work[Done]:
 
 
 def is_paused(tx: Transaction, run: NewRun) -> Work[bool]:
-    """Whether the run has to stay queued. Read once in a transaction, however many runs it starts."""
+    """Whether the run has to stay queued."""
+    return (run.app, run.function) in (yield from read_paused(tx))
+
+
+def read_paused(tx: Transaction) -> Work[frozenset[tuple[str, str]]]:
+    """The functions that are paused. Read once in a transaction, however many runs it starts."""
     if tx.paused is None:
         tx.paused = paused_functions((yield sql.READ_PAUSED, {}))
-    return (run.app, run.function) in tx.paused
+    return tx.paused
 
 
 def paused_functions(rows: Iterable[Any]) -> frozenset[tuple[str, str]]:

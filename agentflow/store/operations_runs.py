@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from agentflow.clock import NEVER
@@ -68,6 +69,7 @@ def rerun(tx: Transaction, op: Rerun) -> Work[Started | NoSuchStep | KeyConflict
     started = yield from insert_run(tx, op.run, op.now)
     if isinstance(started, Started) and started.created and before is not None:
         yield sql.COPY_STEPS, {"to_run": op.run.id, "of_run": origin, "before": before}
+        yield sql.COPY_MARKS, {"to_run": op.run.id, "of_run": origin, "before": before}
     if isinstance(started, Started) and started.created:
         yield flow_sql.COPY_BATCH, {"to_run": op.run.id, "of_run": origin}
     return started
@@ -324,6 +326,15 @@ def wake_parent(
         return
     outcome = child_outcome(run_id, status, output=output, error=error, reason=None)
     yield from deliver(tx, parent_id, parent_key, now, outcome)
+
+
+def wake_parents(tx: Transaction, parents: Sequence[tuple[str, str, Finish]]) -> Work[None]:
+    """Hand these ends to those who wait for them."""
+    for parent_id, parent_key, op in parents:
+        error = op.parent_error or op.error
+        yield from wake_parent(
+            tx, op.run.run_id, parent_id, parent_key, op.status, now=op.now, output=op.output, error=error
+        )
 
 
 def child_outcome(

@@ -264,22 +264,29 @@ class _Journals:
 def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
     journals = _Journals()
     of_ids = {"ids": ids}
-    due = yield worker_sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
-    for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
-        step = yield from timed_out_step(stored_wait(row), now)
-        yield sql.INSERT_STEP, step_params(run_id, step)
-    for run_id, *row in (yield worker_sql.READ_WAITS_OF, of_ids):
-        journals.waits[run_id].append(stored_wait(row))
+    inputs, waits, attempts, calls, chunks = yield worker_sql.READ_JOURNALS_OF, of_ids
+    for run_id, text, trigger, tags in inputs:
+        journals.inputs[run_id] = (text, trigger, tags)
+    is_due = False
+    for run_id, *row in waits:
+        wait = stored_wait(row)
+        if wait.deadline <= now:
+            is_due = True
+        else:
+            journals.waits[run_id].append(wait)
+    if is_due:
+        due = yield worker_sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
+        for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
+            step = yield from timed_out_step(stored_wait(row), now)
+            yield sql.INSERT_STEP, step_params(run_id, step)
+    for run_id, *row in attempts:
+        journals.attempts[run_id].append(StoredAttempt(*row))
+    for run_id, *row in calls:
+        journals.calls[run_id].append(ModelCall(*row))
+    for run_id, last in chunks:
+        journals.next_seq[run_id] = last + 1
     for run_id, *row in (yield worker_sql.READ_STEPS_OF, of_ids):
         journals.steps[run_id].append(stored_step(row))
-    for run_id, *row in (yield worker_sql.READ_ATTEMPTS_OF, of_ids):
-        journals.attempts[run_id].append(StoredAttempt(*row))
-    for run_id, *row in (yield worker_sql.READ_OPEN_CALLS_OF, of_ids):
-        journals.calls[run_id].append(ModelCall(*row))
-    for run_id, text, trigger, tags in (yield worker_sql.READ_INPUTS, of_ids):
-        journals.inputs[run_id] = (text, trigger, tags)
-    for run_id, last in (yield worker_sql.READ_LAST_CHUNKS_OF, of_ids):
-        journals.next_seq[run_id] = last + 1
     for run_id in ids:
         yield from _adopt(journals, run_id)
     return journals

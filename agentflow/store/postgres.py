@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
-from agentflow.errors import ConfigurationError
+from agentflow.errors import ConfigurationError, DatabaseUnavailable
 from agentflow.store.hints import Hints
 from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.operations import apply, workers_of
@@ -27,17 +27,19 @@ from agentflow.store.operations_workers import (
     Suspects,
     TakeOwnerless,
 )
-from agentflow.store.postgres_backend import PostgresBackend, alive, drive, rollback
+from agentflow.store.postgres_backend import PostgresBackend, alive, drive
 from agentflow.store.postgres_connection import (
     APPLICATION_NAME,
     COMMAND_SECONDS,
+    CONNECT_SECONDS,
     IDLE_IN_TRANSACTION,
+    abandon,
     connect,
     is_conflict,
     is_outage,
 )
 from agentflow.store.postgres_notices import Notices
-from agentflow.store.postgres_schema import check, make_engine, migrate
+from agentflow.store.postgres_schema import check, is_query_outage, make_engine, migrate
 from agentflow.store.postgres_vectors import Lease
 from agentflow.store.protocol import (
     NO_GATES,
@@ -52,9 +54,12 @@ from agentflow.store.protocol import (
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction
 
-POOL_SIZE = 4
+POOL_SIZE = 2
+"""For claims and the care of workers. Few, so that what a process has left over does not keep its own heartbeat out."""
 LONGEST_PAUSE = 1.0
 CLOSE_SECONDS = 2.0
+ANSWER_WITHIN = 0.2
+"""The part of a lease within which the server has to answer a heartbeat."""
 
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _RENEW = f"""
@@ -95,25 +100,24 @@ class PostgresStore:
         self._writer: LoopWriter | None = None
         self._notices: Notices | None = None
         self._pool: asyncpg.Pool[Any] | None = None
-        self._queries = SqlQueries(lambda: make_engine(dsn))
+        self._queries = SqlQueries(lambda: make_engine(dsn), is_outage=is_query_outage)
         self.queries: Queries = self._queries
 
     # ------------------------------------------------------------------------------------- open and close
 
     async def open(self, *, migrate: bool | None = None) -> None:
         """Connect; the tables have to be there, unless `migrate=True`."""
+        backend = PostgresBackend(self._dsn, strict=self._strict, leases=self._leases)
+        writer = LoopWriter(backend, listener=self._tell_all, name="agentflow-writer")
         try:
             if migrate:
                 await self.migrate()
             await check(self._dsn)
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ConfigurationError(
-                f"the PostgreSQL database cannot be used: {error}; see that the server runs and that host, database, "
-                "user and password in the URL are right"
-            ) from error
-        backend = PostgresBackend(self._dsn, strict=self._strict, leases=self._leases)
-        writer = LoopWriter(backend, listener=self._tell_all, name="agentflow-writer")
-        await writer.start()
+            await writer.start()
+        except Exception as error:
+            if not (isinstance(error, ValueError | asyncpg.PostgresError) or is_query_outage(error)):
+                raise
+            raise _unusable(error) from error
         self._writer = writer
         self._pool = await asyncpg.create_pool(
             connect=lambda *_, **__: connect(self._dsn), reset=_keep, min_size=0, max_size=POOL_SIZE
@@ -130,13 +134,18 @@ class PostgresStore:
         if self._pool is not None:
             try:
                 await asyncio.wait_for(self._pool.close(), CLOSE_SECONDS)
-            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except Exception:
                 self._pool.terminate()
         await self._queries.close()
 
     async def migrate(self) -> None:
         """Make the tables, or bring them up to date."""
-        await migrate(self._dsn)
+        try:
+            await migrate(self._dsn)
+        except Exception as error:
+            if not is_query_outage(error):
+                raise
+            raise _unusable(error) from error
 
     async def database_now(self) -> Micros:
         now: Micros = await self._on_connection(lambda connection: connection.fetchval(f"SELECT {_NOW}"))
@@ -256,14 +265,10 @@ class PostgresStore:
 
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
             # None of these has to reach the disk: after a power loss they are done again.
-            try:
-                await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
-                tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
-                outcome = await drive(connection, apply(tx, operation))
-                await connection.execute("COMMIT")
-            except BaseException:
-                await rollback(connection)
-                raise
+            await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
+            tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
+            outcome = await drive(connection, apply(tx, operation))
+            await connection.execute("COMMIT")
             self._tell_all(tx.hints)
             return outcome
 
@@ -277,16 +282,31 @@ class PostgresStore:
         while True:
             try:
                 async with self._pool.acquire() as connection:
-                    return await work(connection)
+                    try:
+                        return await work(connection)
+                    except BaseException as error:
+                        await abandon(connection, error)
+                        raise
             except Exception as error:
-                if self._pool.is_closing() or not (is_conflict(error) or is_outage(error)):
+                if not (is_conflict(error) or is_outage(error)):
                     raise
+                if self._pool.is_closing():
+                    raise DatabaseUnavailable(
+                        f"the store was closed while PostgreSQL could not be used: {error or type(error).__name__}"
+                    ) from error
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(pause * 2, LONGEST_PAUSE)
 
 
 async def _keep(connection: Any) -> None:
     """Nothing is to be reset between two uses of a connection: each transaction sets only what ends with it."""
+
+
+def _unusable(error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"the PostgreSQL database cannot be used: {error or type(error).__name__}; see that the server runs and that "
+        "host, database, user and password in the URL are right"
+    )
 
 
 class PostgresHeartbeat:
@@ -305,11 +325,12 @@ class PostgresHeartbeat:
 
     async def _renew(self, worker_id: str, epoch: int, lease_seconds: float) -> bool:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, command_timeout=max(0.5, lease_seconds * 0.25))
-            await self._connection.execute("SET synchronous_commit = off")
+            # All of it within the part of the lease that lets one attempt more be in time.
+            seconds = min(CONNECT_SECONDS, max(0.25, lease_seconds * ANSWER_WITHIN))
+            self._connection = await connect(self._dsn, seconds=seconds, waits_for_disk=False)
         try:
             rows = await self._connection.fetch(_RENEW, worker_id, epoch, int(lease_seconds * 1_000_000))
-        except TimeoutError:
+        except BaseException:
             self._connection.terminate()
             raise
         return bool(rows)

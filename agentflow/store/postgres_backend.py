@@ -18,20 +18,23 @@ from agentflow.store import protocol as p
 from agentflow.store import statements as sql
 from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
-from agentflow.store.postgres_connection import connect, is_conflict, is_outage
+from agentflow.store.operations_runs import wake_parents
+from agentflow.store.plan import Plan
+from agentflow.store.postgres_connection import abandon, connect, is_conflict, is_outage
+from agentflow.store.postgres_session import Session, end_session
 from agentflow.store.postgres_vectors import (
     FENCE,
     Lease,
-    Plan,
     commit_step,
     commit_steps,
     finish_run,
     finish_runs,
+    send_signal,
     start_run,
     start_runs,
-    wake_parents,
 )
 from agentflow.store.protocol import Hint
+from agentflow.store.statement import Bundle, Params, Statement
 from agentflow.store.transaction import Transaction, Work, lock_keys
 
 
@@ -43,9 +46,17 @@ class PostgresBackend:
         self._strict = strict
         self._leases = leases
         self._connection: asyncpg.Connection[Any]
+        self._session: Session | None = None
 
     async def connect(self) -> None:
-        self._connection = await connect(self._dsn, waits_for_disk=self._strict, plans_once=True)
+        connection = await connect(self._dsn, waits_for_disk=self._strict, plans_once=True)
+        try:
+            await end_session(connection, self._session)
+            self._session = await Session.of(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
 
     async def disconnect(self) -> None:
         self._connection.terminate()
@@ -59,17 +70,22 @@ class PostgresBackend:
         return Fault.POISON
 
     async def recover(self) -> None:
-        """A connection that broke is replaced; what it did is found out by playing the batch again."""
-        if self._connection.is_closed():
-            await self.connect()
+        """After an outage nothing is known of the connection: it is replaced, and what it did is found out by playing
+        the batch again."""
+        self._connection.terminate()
+        await self.connect()
 
     async def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
         point("before_commit")
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
         plan = Plan.of(operations)
         hints: list[Hint] = []
-        if plan.is_one_statement(operations) and strict == self._strict:
-            outcomes, hints = await self._commit_at_once(operations, plan)
+        if (plan.is_one_kind(operations) or _is_lone_signal(operations)) and strict == self._strict:
+            try:
+                outcomes, hints = await self._commit_at_once(operations, plan)
+            except BaseException as error:
+                await abandon(self._connection, error)
+                raise
             left = [index for index, outcome in enumerate(outcomes) if outcome is None]
             if left:
                 # There already, or fenced: a transaction says which.
@@ -97,6 +113,8 @@ class PostgresBackend:
                 outcomes[0] = await start_run(connection, tx, start, leases)
             case p.StartRun():
                 await start_runs(connection, tx, operations, plan.starts, leases, outcomes)
+            case p.SendSignal() as signal:
+                outcomes[0] = await send_signal(connection, tx, signal)
             case p.Finish() as finish if is_alone:
                 outcomes[0] = await finish_run(connection, tx, finish, leases)
             case p.Finish():
@@ -126,10 +144,15 @@ class PostgresBackend:
                 if outcomes[index] is None:
                     outcomes[index] = await drive(connection, apply(tx, operation))
             await connection.execute("COMMIT")
-        except BaseException:
-            await rollback(connection)
+        except BaseException as error:
+            await abandon(connection, error)
             raise
         return outcomes, tx.hints
+
+
+def _is_lone_signal(operations: Sequence[Any]) -> bool:
+    """Whether it is one signal, and not from within a run."""
+    return len(operations) == 1 and type(operations[0]) is p.SendSignal and operations[0].run is None
 
 
 def _on(value: bool) -> str:
@@ -153,18 +176,18 @@ async def drive(connection: asyncpg.Connection[Any], work: Work[Any]) -> Any:
     try:
         statement, params = next(work)
         while True:
-            text, arguments = statement.postgres
-            statement, params = work.send(await connection.fetch(text, *arguments(params)))
+            statement, params = work.send(await answer(connection, statement, params))
     except StopIteration as stop:
         return stop.value
 
 
-async def rollback(connection: asyncpg.Connection[Any]) -> None:
-    if not connection.is_closed():
-        try:
-            await connection.execute("ROLLBACK", timeout=5)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            connection.terminate()
+async def answer(
+    connection: asyncpg.Connection[Any], statement: Statement | Bundle, params: Params
+) -> list[Any]:
+    """What the work that asks for this statement is sent."""
+    text, arguments = statement.postgres
+    rows: list[Any] = await connection.fetch(text, *arguments(params))
+    return Bundle.rows(rows[0]) if isinstance(statement, Bundle) else rows
 
 
 def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:

@@ -1,14 +1,21 @@
-"""Connections to PostgreSQL by asyncpg, and what their errors mean."""
+"""Connections to PostgreSQL by asyncpg, what their errors mean, and how one is given up.
+
+asyncpg waits for the answer to a cancelled or late statement before it lets go of the connection. Over a network that
+swallows everything this lasts as long again as the statement's own time limit; so here it is cut off at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
 APPLICATION_NAME = "agentflow"
 CONNECT_SECONDS = 5.0
-COMMAND_SECONDS = 30.0
+COMMAND_SECONDS = 10.0
+"""For each statement: long for a server that works, short for a connection that is dead."""
+ROLLBACK_SECONDS, FAREWELL_SECONDS = 2.0, 1.0
 IDLE_IN_TRANSACTION = "5s"
 """A process that is stopped inside a transaction loses it, and its locks, so that its runs can be taken over."""
 
@@ -26,20 +33,36 @@ _OUTAGES = (
 )
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that says farewell, and does not wait for ever until the other side has heard it."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        try:
+            await super().close(timeout=FAREWELL_SECONDS if timeout is None else timeout)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self.terminate()
+
+
 async def connect(
     dsn: str,
     *,
-    command_timeout: float = COMMAND_SECONDS,
+    seconds: float | None = None,
     waits_for_disk: bool = True,
     plans_once: bool = False,
 ) -> asyncpg.Connection[Any]:
     """A connection with agentflow's settings; it commits as the server is set up to, or does not wait for its disk.
 
+    `seconds` is what each statement may take. Raises `TimeoutError` when that, or five, were not enough to connect.
     `plans_once` where all that is asked goes by keys, so that one plan serves every value.
     """
     settings = {
         "application_name": APPLICATION_NAME,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+        # A client that vanished from the network is noticed within a minute, not after the two hours of TCP's default,
+        # and a session of it does not count any more.
+        "tcp_keepalives_idle": "30",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
         "default_transaction_isolation": "read committed",
         # All that is asked here goes by keys. A plan that was made while a table was small would read the whole of
         # it, until the server has looked at the table again.
@@ -49,13 +72,26 @@ async def connect(
         settings["plan_cache_mode"] = "force_generic_plan"
     if not waits_for_disk:
         settings["synchronous_commit"] = "off"
+    seconds = COMMAND_SECONDS if seconds is None else seconds
     return await asyncpg.connect(
         dsn,
-        timeout=CONNECT_SECONDS,
-        command_timeout=command_timeout,
+        timeout=min(CONNECT_SECONDS, seconds),
+        command_timeout=seconds,
         statement_cache_size=300,
+        connection_class=_Connection,
         server_settings=settings,
     )
+
+
+async def abandon(connection: asyncpg.Connection[Any], error: BaseException) -> None:
+    """Leave a transaction, or a statement, that ended in this error; what cannot be left cleanly is cut off."""
+    if is_outage(error) or isinstance(error, asyncio.CancelledError):
+        connection.terminate()
+    elif not connection.is_closed() and connection.is_in_transaction():
+        try:
+            await connection.execute("ROLLBACK", timeout=ROLLBACK_SECONDS)
+        except BaseException:
+            connection.terminate()
 
 
 def is_conflict(error: BaseException) -> bool:

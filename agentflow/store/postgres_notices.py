@@ -24,6 +24,9 @@ CHANNEL = "agentflow"
 GATHER_SECONDS = 0.01
 LONGEST_PAYLOAD = 7_500  # bytes; PostgreSQL's own limit is 8,000
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+ANSWER_SECONDS = 5.0
+QUIET_SECONDS = 10.0
+"""After so long without a word the connection is tried: of one that is dead nothing is ever heard."""
 
 
 class Notices:
@@ -56,7 +59,7 @@ class Notices:
         pause = SHORTEST_PAUSE
         while True:
             try:
-                connection = await connect(self._dsn)
+                connection = await connect(self._dsn, seconds=ANSWER_SECONDS)
             except Exception as error:
                 logger.debug("cannot listen for notices yet: %s", error)
                 await asyncio.sleep(pause)
@@ -66,8 +69,9 @@ class Notices:
                 await self._listen(connection)
                 pause = SHORTEST_PAUSE
                 await self._send_all(connection)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-                logger.info("lost the connection for notices, connecting again: %s", error)
+            except Exception as error:
+                told = str(error) or type(error).__name__
+                logger.info("lost the connection for notices, connecting again: %s", told)
                 await asyncio.sleep(pause)
             finally:
                 self.connected.clear()
@@ -82,16 +86,28 @@ class Notices:
 
     async def _send_all(self, connection: asyncpg.Connection[Any]) -> None:
         while True:
-            await self._something.wait()
-            await asyncio.sleep(GATHER_SECONDS)
+            await self._wait_for_something()
             self._something.clear()
             if connection.is_closed():
                 raise asyncpg.InterfaceError("the server closed it")
-            if self._hints:
-                text = self._payload(list(self._hints))
-                self._hints.clear()
-                point("before_notify")
-                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, text)
+            if not self._hints:
+                await connection.execute("SELECT 1")
+                continue
+            told, self._hints = self._hints, {}
+            point("before_notify")
+            try:
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, self._payload(list(told)))
+            except BaseException:
+                self.send(told)  # perhaps once more; on the next connection
+                raise
+
+    async def _wait_for_something(self) -> None:
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                await self._something.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(GATHER_SECONDS)
 
     def _payload(self, hints: list[Hint]) -> str:
         text = json.dumps([self._sender, hints])

@@ -10,20 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentflow.clock import NEVER
-from agentflow.store.operations_runs import wake_parent
+from agentflow.store.operations_messages import signal_output
 from agentflow.store.protocol import (
     CommitStep,
+    Delivered,
     Done,
     Finish,
     HintKind,
     NewRun,
-    PauseFunction,
+    SendSignal,
     Started,
     StartRun,
     Status,
 )
-from agentflow.store.statements import RESET_CRASHES
-from agentflow.store.transaction import Transaction, Work
+from agentflow.store.transaction import Transaction
 
 
 class Lease(NamedTuple):
@@ -31,70 +31,6 @@ class Lease(NamedTuple):
 
     epoch: int
     seconds: float
-
-
-class Plan:
-    """Which operations of a batch go together, ahead of the others: nothing before them concerns their run."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.steps: list[int] = []
-        self.finishes: list[int] = []
-
-    def is_one_statement(self, operations: Sequence[Any]) -> bool:
-        """Whether one statement does it all, so that it needs no transaction around it."""
-        most = max(len(self.starts), len(self.steps), len(self.finishes))
-        return most == len(operations) and not any(operations[index].has_parent for index in self.finishes)
-
-    @classmethod
-    def of(cls, operations: Sequence[Any]) -> Plan:
-        plan = cls()
-        touched: set[str] = set()
-        started: set[str] = set()
-        finished: set[str] = set()
-        keys: set[tuple[str, str]] = set()
-        # Whether a start comes before a pause or after it matters: then they are taken in their order.
-        has_pause = any(type(operation) is PauseFunction for operation in operations)
-        for index, operation in enumerate(operations):
-            kind = type(operation)
-            if kind is CommitStep:
-                run_id = operation.run.run_id
-                key = (run_id, operation.step.key)
-                is_free = run_id not in touched and run_id not in finished and key not in keys
-                if is_free and operation.model_call is None:
-                    keys.add(key)
-                    plan.steps.append(index)
-                    continue
-            elif kind is StartRun:
-                run_id = operation.run.id
-                is_plain = _is_plain(operation.run)
-                if run_id not in touched and run_id not in started and is_plain and not has_pause:
-                    started.add(run_id)
-                    plan.starts.append(index)
-                    continue
-            elif kind is Finish:
-                run_id = operation.run.run_id
-                is_plain = (
-                    operation.status != Status.CANCELLED
-                    and operation.follow_up is None
-                    and not operation.slots
-                )
-                if run_id not in touched and run_id not in finished and is_plain:
-                    finished.add(run_id)
-                    plan.finishes.append(index)
-                    continue
-            else:
-                run = getattr(operation, "run", None)
-                run_id = getattr(run, "run_id", None) or getattr(operation, "run_id", None)
-            if run_id is not None:
-                touched.add(run_id)
-        return plan
-
-
-def _is_plain(run: NewRun) -> bool:
-    """Whether nothing but the run itself is written when it starts."""
-    is_free = run.admission is None and not run.is_unplanned and run.start_by is None
-    return is_free and run.idempotency_key is None and not run.cancel_on
 
 
 # A lease holds by the database's clock. KEY SHARE keeps the reaper, who locks FOR UPDATE, from the row until this
@@ -145,19 +81,44 @@ _ME = """
         AND lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
         FOR KEY SHARE
     )"""
-_COMMIT_STEP = f"""
-    {_ME},
-    owned AS MATERIALIZED (
-        SELECT r.id, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count FROM agentflow_run r
-        WHERE r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1 AND EXISTS (SELECT 1 FROM me)
+# Only where there is nothing to tell of the run: the lists have an answer for the rest.
+_COMMIT_STEP = """
+    INSERT INTO agentflow_step (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
+    SELECT r.id, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 FROM agentflow_worker w, agentflow_run r
+    WHERE w.id = $1 AND w.epoch = $2 AND w.reaped_at IS NULL
+    AND w.lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+    AND r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1
+    AND r.mail = $5 AND r.cancel_at IS NULL AND r.crash_count = 0
+    FOR KEY SHARE OF w
+    ON CONFLICT DO NOTHING
+"""
+
+# To the wait that is there and in time; all else needs the lock of the name. The run's row is locked before the wait's,
+# as everywhere.
+_SEND_SIGNAL = """
+    WITH target AS MATERIALIZED (
+        SELECT w.run_id, w.key FROM agentflow_wait w JOIN agentflow_run r ON r.id = w.run_id
+        WHERE w.kind = 'signal' AND w.topic = $2 AND NOT EXISTS (SELECT 1 FROM agentflow_signal WHERE id = $1)
+        FOR UPDATE OF r
     ),
-    added AS (
-        INSERT INTO agentflow_step
-            (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
-        SELECT id, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM owned
-        ON CONFLICT DO NOTHING RETURNING run_id
+    resolved AS (
+        DELETE FROM agentflow_wait w USING target t
+        WHERE w.run_id = t.run_id AND w.key = t.key AND w.kind = 'signal' AND w.topic = $2 AND w.deadline > $5
+        RETURNING w.run_id, w.key, w.kind, w.name, w.since
+    ),
+    delivered AS (
+        INSERT INTO agentflow_step (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
+        SELECT run_id, key, NULL, kind, name, true, $4, NULL, 1, since, $5 FROM resolved ON CONFLICT DO NOTHING
+    ),
+    sent AS (
+        INSERT INTO agentflow_signal (id, name, data, state, run_id, until, sent_at)
+        SELECT $1, $2, $3, 1, run_id, NULL, $5 FROM resolved ON CONFLICT DO NOTHING
     )
-    SELECT owned.mail, owned.cancel, owned.crash_count FROM added JOIN owned ON owned.id = added.run_id
+    UPDATE agentflow_run r SET
+        mail = mail + 1,
+        status = CASE WHEN status IN (2, 3) THEN 0 ELSE status END,
+        ready_at = CASE WHEN status IN (2, 3) THEN least(ready_at, $5) ELSE ready_at END
+    FROM resolved WHERE r.id = resolved.run_id AND r.status < 4 RETURNING r.id, r.status
 """
 
 _START_RUN = f"""
@@ -347,21 +308,25 @@ async def finish_run(
     return Done(*rows[0])
 
 
+async def send_signal(connection: Any, tx: Transaction, operation: SendSignal) -> Delivered | None:
+    """Give a signal to the run that waits for it; `None` when none does, or nothing is certain without a lock."""
+    op, now = operation, operation.now
+    rows = await connection.fetch(_SEND_SIGNAL, op.id, op.name, op.data, signal_output(op.name, op.data), now)
+    if not rows:
+        return None
+    run_id, status = rows[0]
+    tx.tell(HintKind.MAIL if status == Status.RUNNING else HintKind.READY, run_id)
+    return Delivered(run_id)
+
+
 async def commit_step(connection: Any, operation: CommitStep, leases: Mapping[str, Lease]) -> Done | None:
     """Insert one step, fence included; `None` when it was not inserted."""
     run, lease = operation.run, leases.get(operation.run.worker_id)
     if lease is None:
         return None
-    rows = await connection.fetch(
-        _COMMIT_STEP, run.worker_id, lease.epoch, run.run_id, run.epoch, *operation.step
-    )
-    if not rows:
-        return None
-    mail, cancel, crash_count = rows[0]
-    if crash_count:
-        text, arguments = RESET_CRASHES.postgres
-        await connection.execute(text, *arguments({"run": run.run_id}))
-    return Done(mail, cancel)
+    fence = (run.worker_id, lease.epoch, run.run_id, run.epoch, operation.mail)
+    inserted = await connection.execute(_COMMIT_STEP, *fence, *operation.step)
+    return Done(operation.mail) if inserted == "INSERT 0 1" else None
 
 
 async def commit_steps(
@@ -419,15 +384,6 @@ async def finish_runs(
         if parent_id is not None and parent_key is not None:
             parents.append((parent_id, parent_key, operations[finishes[run_id]]))
     return parents
-
-
-def wake_parents(tx: Transaction, parents: Sequence[Any]) -> Work[None]:
-    """Hand these ends to those who wait for them."""
-    for parent_id, parent_key, op in parents:
-        error = op.parent_error or op.error
-        yield from wake_parent(
-            tx, op.run.run_id, parent_id, parent_key, op.status, now=op.now, output=op.output, error=error
-        )
 
 
 def _stored(run: NewRun, now: int) -> tuple[Any, ...]:

@@ -416,6 +416,8 @@ class CommitStep(NamedTuple):
     run: RunKey
     step: StoredStep
     model_call: ModelCall | None = None
+    mail: int = 0
+    """The run's mail as its owner knows it: where it still is that, nothing is to be told."""
 
 
 class CommitRace(NamedTuple):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import random
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from sqlalchemy import ColumnElement, Select, Table, and_, event, func, or_, sel
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.approvals import ApprovalRequest
-from agentflow.errors import InvalidInput
+from agentflow.errors import DatabaseUnavailable, InvalidInput
 from agentflow.events import EventRecord
 from agentflow.keys import CANCELLED
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
@@ -52,20 +55,30 @@ _LARGEST_PAGE = 1000
 _MOST_IDS = 500
 """In one IN (...), well below what any SQLite takes."""
 
+PATIENCE = 30.0
+"""Seconds for which a read goes on trying while the database is away."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 class SqlQueries:
     """`Queries` for both databases. The engine is made when the first query comes."""
 
-    def __init__(self, make_engine: Callable[[], AsyncEngine]) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[], AsyncEngine],
+        *,
+        is_outage: Callable[[BaseException], bool] = lambda error: False,
+    ) -> None:
         self._make_engine = make_engine
+        self._is_outage = is_outage
         self._engine: AsyncEngine | None = None
 
     async def close(self) -> None:
-        if self._engine is not None:
-            await self._engine.dispose()
-            self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
 
     # ----------------------------------------------------------------------------------------------- runs
 
@@ -301,10 +314,25 @@ class SqlQueries:
     # -------------------------------------------------------------------------------------------- reading
 
     async def _rows(self, statement: Any) -> Rows:
+        """What is read; again while the database is away, for a while."""
         if self._engine is None:
             self._engine = self._make_engine()
-        async with self._engine.connect() as connection:
-            return [dict(row) for row in (await connection.execute(statement)).mappings()]
+        engine = self._engine
+        pause, give_up_at = SHORTEST_PAUSE, time.monotonic() + PATIENCE
+        while True:
+            try:
+                async with engine.connect() as connection:
+                    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+            except Exception as error:
+                if not self._is_outage(error):
+                    raise
+                if time.monotonic() + pause > give_up_at or self._engine is not engine:
+                    raise DatabaseUnavailable(
+                        f"the database cannot be read: {error or type(error).__name__}; it was tried for "
+                        f"{PATIENCE:.0f} s, or until the store was closed: see that the server runs, and try again"
+                    ) from error
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _page(
         self,

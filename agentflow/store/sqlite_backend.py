@@ -1,29 +1,26 @@
-"""SQLite: one connection in the writer's thread, `BEGIN IMMEDIATE`, WAL.
-
-Every statement gives the GIL away and may have to wait for it, so the common operation, many steps to be committed, is
-carried out by a few statements for the whole batch.
-"""
+"""SQLite: one connection in the writer's thread, `BEGIN IMMEDIATE`, WAL."""
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentflow.crashpoints import point
-from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, is_read, is_strict, workers_of
-from agentflow.store.protocol import CommitStep, Done, Fenced, Hint, HintKind, Status
-from agentflow.store.rows import StepRow, table_of
+from agentflow.store.operations_functions import read_paused
+from agentflow.store.operations_runs import wake_parents
+from agentflow.store.plan import Plan
+from agentflow.store.protocol import CommitStep, Done, Hint, HintKind
 from agentflow.store.sqlite_files import LockFolder
-from agentflow.store.transaction import Transaction, Work, fence
+from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_runs, start_runs
+from agentflow.store.statement import Bundle
+from agentflow.store.transaction import Transaction, Work
 
 BUSY_SECONDS = 5.0
 SETUP_SECONDS = 15.0
@@ -42,14 +39,6 @@ _OUTAGES = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 }
-_LARGEST_CHUNK = 256
-_STEP_NAMES = tuple(column.key for column in table_of(StepRow).columns)
-_ONE_STEP = f"({', '.join('?' * len(_STEP_NAMES))})"
-# One row, and so one turn of the GIL, however many runs.
-_READ_STATES = """
-    SELECT json_group_object(id, json_array(owner, epoch, status, mail, cancel_at IS NOT NULL, crash_count))
-    FROM agentflow_run WHERE id IN (SELECT value FROM json_each(?))
-"""
 
 
 class Lease(NamedTuple):
@@ -133,28 +122,33 @@ class SqliteBackend:
     # ------------------------------------------------------------------------------------------- a batch
 
     def _carry_out(self, tx: Transaction, operations: Sequence[Any]) -> list[Any]:
-        if len(operations) == 1:
-            return [self._drive(apply(tx, operations[0]))]
+        """What goes together by a few statements, the rest one by one."""
+        connection, plan = self._connection, Plan.of(operations)
         outcomes: list[Any] = [None] * len(operations)
-        together = _steps_to_commit_first(operations)
-        if len(together) > 1:
-            steps = [operations[index] for index in together]
-            for index, outcome in zip(together, self._commit_steps(tx, steps), strict=True):
-                outcomes[index] = outcome
-        else:
-            together = []
-        done = set(together)
+        if plan.starts:
+            paused = self._drive(read_paused(tx))
+            _put(outcomes, plan.starts, start_runs(connection, tx, _pick(operations, plan.starts), paused))
+        if plan.steps:
+            _put(outcomes, plan.steps, commit_steps(connection, tx, _pick(operations, plan.steps)))
+        if plan.finishes:
+            ended, parents = finish_runs(connection, tx, _pick(operations, plan.finishes))
+            _put(outcomes, plan.finishes, ended)
+            self._drive(wake_parents(tx, parents))
         for index, operation in enumerate(operations):
-            if index not in done:
+            if outcomes[index] is None:
                 outcomes[index] = self._drive(apply(tx, operation))
         return outcomes
 
     def _drive(self, work: Work[Any]) -> Any:
         execute = self._connection.execute
+        rows: list[Any]
         try:
             statement, params = next(work)
             while True:
-                if statement.only_postgres:
+                if isinstance(statement, Bundle):
+                    reads = [each.sqlite for each in statement.reads]
+                    rows = [execute(text, arguments(params)).fetchall() for text, arguments in reads]
+                elif statement.only_postgres:
                     rows = []
                 else:
                     text, arguments = statement.sqlite
@@ -168,54 +162,9 @@ class SqliteBackend:
         run, lease, instant = operation.run, self._leases.get(operation.run.worker_id), monotonic_micros()
         if lease is None or instant >= self._renew_at.get(run.worker_id, 0):
             return None
-        fence = (run.run_id, run.worker_id, run.epoch, run.worker_id, lease.epoch, instant)
-        rows = self._connection.execute(_COMMIT_STEP, (*operation.step, *fence)).fetchall()
-        if not rows:
-            return None
-        mail, cancel_at, crash_count = rows[0]
-        if crash_count:
-            self._drive(_reset_crashes(run.run_id))
-        return Done(mail, cancel_at is not None)
-
-    def _commit_steps(self, tx: Transaction, operations: list[CommitStep]) -> list[Any]:
-        """Commit many steps: one statement reads the fences, a few insert the rows."""
-        run_ids = json.dumps(list({operation.run.run_id for operation in operations}))
-        [(states_text,)] = self._connection.execute(_READ_STATES, (run_ids,)).fetchall()
-        states = json.loads(states_text)
-        outcomes: list[Any] = [None] * len(operations)
-        passed: list[int] = []
-        crashed: set[str] = set()
-        for index, (key, _, _) in enumerate(operations):
-            state = states.get(key.run_id)
-            if (
-                state is None
-                or key.worker_id not in tx.alive
-                or state[0] != key.worker_id
-                or state[1] != key.epoch
-                or state[2] != Status.RUNNING
-            ):
-                outcomes[index] = self._drive(_explain(tx, operations[index]))
-                continue
-            passed.append(index)
-            outcomes[index] = Done(state[3], bool(state[4]))
-            if state[5] > 0:
-                crashed.add(key.run_id)
-        while passed:
-            size = min(_LARGEST_CHUNK, 1 << (len(passed).bit_length() - 1))
-            chunk, passed = passed[:size], passed[size:]
-            values: list[Any] = []
-            for index in chunk:
-                values.append(operations[index].run.run_id)
-                values.extend(operations[index].step)
-            try:
-                self._connection.execute(_insert_steps(size), values)
-            except sqlite3.IntegrityError:
-                # Some step is there already; the statement undid itself. One by one, to say which.
-                for index in chunk:
-                    outcomes[index] = self._drive(apply(tx, operations[index]))
-        for run_id in crashed:
-            self._drive(_reset_crashes(run_id))
-        return outcomes
+        fence = (run.run_id, run.worker_id, run.epoch, operation.mail, run.worker_id, lease.epoch, instant)
+        inserted = self._connection.execute(_COMMIT_STEP, (*operation.step, *fence)).rowcount
+        return Done(operation.mail) if inserted else None
 
     def _alive(self, worker_ids: list[str]) -> frozenset[str]:
         """Those of the workers whose lease holds; their leases are renewed on the way."""
@@ -288,16 +237,14 @@ class SqliteBackend:
 
 
 _COMMIT_STEP = f"""
-    INSERT INTO agentflow_step ({", ".join(_STEP_NAMES)})
-    SELECT r.id, {", ".join("?" * (len(_STEP_NAMES) - 1))} FROM agentflow_run r, agentflow_worker w
+    INSERT INTO agentflow_step ({", ".join(STEP_COLUMNS)})
+    SELECT r.id, {", ".join("?" * (len(STEP_COLUMNS) - 1))} FROM agentflow_run r, agentflow_worker w
     WHERE r.id = ? AND r.owner = ? AND r.epoch = ? AND r.status = 1
+    AND r.mail = ? AND r.cancel_at IS NULL AND r.crash_count = 0
     AND w.id = ? AND w.epoch = ? AND w.reaped_at IS NULL AND w.lease_until > ?
     ON CONFLICT DO NOTHING
-    RETURNING (SELECT mail FROM agentflow_run WHERE id = run_id),
-              (SELECT cancel_at FROM agentflow_run WHERE id = run_id),
-              (SELECT crash_count FROM agentflow_run WHERE id = run_id)
 """
-"""The fence of the worker and of the run, and the step, in one statement."""
+"""The fence of the worker and of the run, and the step, in one statement; where there is nothing to tell of the run."""
 _READ_LEASE = "SELECT id, epoch, lease_until FROM agentflow_worker WHERE id = ? AND reaped_at IS NULL"
 """As `READ_LEASES` for one worker, which is what nearly every batch needs."""
 
@@ -340,37 +287,13 @@ def _set_wal(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
-def _steps_to_commit_first(operations: Sequence[Any]) -> list[int]:
-    """The steps that may be committed together before all else: nothing before them concerns their run."""
-    together: list[int] = []
-    touched: set[str] = set()
-    for index, operation in enumerate(operations):
-        is_plain = type(operation) is CommitStep and operation.model_call is None
-        if is_plain and operation.run.run_id not in touched:
-            together.append(index)
-            continue
-        run = getattr(operation, "run", None)
-        run_id = (
-            getattr(run, "run_id", None) or getattr(run, "id", None) or getattr(operation, "run_id", None)
-        )
-        if run_id is not None:
-            touched.add(run_id)
-    return together
+def _pick(operations: Sequence[Any], which: Sequence[int]) -> Sequence[Any]:
+    return operations if len(which) == len(operations) else [operations[index] for index in which]
 
 
-@cache
-def _insert_steps(count: int) -> str:
-    """An INSERT of that many rows; there are as many texts as powers of two."""
-    return f"INSERT INTO agentflow_step ({', '.join(_STEP_NAMES)}) VALUES {','.join([_ONE_STEP] * count)}"
-
-
-def _explain(tx: Transaction, operation: CommitStep) -> Work[Any]:
-    state = yield from fence(tx, operation.run)
-    return state if isinstance(state, Fenced) else (yield from apply(tx, operation))
-
-
-def _reset_crashes(run_id: str) -> Work[None]:
-    yield sql.RESET_CRASHES, {"run": run_id}
+def _put(outcomes: list[Any], which: Sequence[int], found: Sequence[Any]) -> None:
+    for index, outcome in zip(which, found, strict=True):
+        outcomes[index] = outcome
 
 
 __all__ = ["Lease", "SqliteBackend", "connect", "monotonic_micros"]

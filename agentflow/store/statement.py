@@ -6,7 +6,7 @@ On the hot path nothing of SQLAlchemy runs: a compiled statement is a text and t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -83,6 +83,28 @@ class Statement:
         return _compile(self._build, _POSTGRES)
 
 
+class Bundle:
+    """Reads with the same one parameter. PostgreSQL answers them in one round trip; what comes back is a list of rows
+    for each."""
+
+    only_postgres = False
+
+    def __init__(self, *reads: Statement) -> None:
+        self.reads = reads
+
+    @cached_property
+    def postgres(self) -> Compiled:
+        """One row, with a column of JSON for each read."""
+        compiled = [each.postgres for each in self.reads]
+        parts = [f"(SELECT coalesce(json_agg(q), '[]') FROM ({each.sql}) AS q)" for each in compiled]
+        return Compiled(f"SELECT {', '.join(parts)}", compiled[0].arguments)
+
+    @staticmethod
+    def rows(row: Iterable[str]) -> list[list[list[Any]]]:
+        """The rows of each read, from that one row."""
+        return [[list(found.values()) for found in json.loads(text)] for text in row]
+
+
 def big(name: str) -> Any:
     """An int64 parameter."""
     return bindparam(_PREFIX + name, type_=BigInteger)
@@ -150,4 +172,4 @@ def _has_values(element: Insert) -> bool:
 _SQLITE = Flavour(sqlite.dialect(paramstyle="qmark"), sqlite.insert)
 _POSTGRES = Flavour(asyncpg_dialect(), postgresql.insert)  # type: ignore[no-untyped-call]
 
-__all__ = ["Compiled", "Flavour", "Params", "Statement", "big", "flag", "small", "text"]
+__all__ = ["Bundle", "Compiled", "Flavour", "Params", "Statement", "big", "flag", "small", "text"]

@@ -24,6 +24,7 @@ from sqlalchemy import literal_column as raw
 from sqlalchemy import text as raw_text
 
 from agentflow.clock import NEVER
+from agentflow.keys import CANCELLED
 from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import (
     ApprovalRow,
@@ -349,6 +350,30 @@ COPY_STEPS = Statement(
         .on_conflict_do_nothing()
     )
 )
+
+
+def _copy_marks(d: Flavour) -> Any:
+    of_before = step.run_id == text("of_run"), step.seq < big("before"), step.kind == raw("'approval'")
+    asked_again = select(
+        text("to_run"),
+        raw(f"'{CANCELLED}'") + step.key,
+        raw("1", Integer),
+        raw("'{}'"),
+        step.ended_at,
+        step.started_at,
+    ).where(*of_before)
+    marked = select(
+        text("to_run"), attempt.key, attempt.n, attempt.error, attempt.next_at, attempt.started_at
+    ).where(attempt.run_id == text("of_run"), attempt.key.startswith(raw(f"'{CANCELLED}'")))
+    columns = ["run_id", "key", "n", "error", "next_at", "started_at"]
+    copied = d.insert(table_of(StepAttemptRow)).from_select(
+        columns, asked_again.union_all(marked), include_defaults=False
+    )
+    return copied.on_conflict_do_nothing()
+
+
+COPY_MARKS = Statement(_copy_marks)
+"""Steps of which a copied history has no outcome, although it has those of later ones."""
 INSERT_ATTEMPT = Statement(lambda d: d.insert(table_of(StepAttemptRow)).on_conflict_do_nothing())
 INSERT_CHUNK = Statement(lambda d: d.insert(table_of(StreamChunkRow)).on_conflict_do_nothing())
 

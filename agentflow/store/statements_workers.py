@@ -25,7 +25,7 @@ from agentflow.clock import NEVER
 from agentflow.store.poison import POISONED, SUSPECT
 from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import CLAIMABLE, RunRow, WaitRow, WorkerRow, table_of
-from agentflow.store.statement import Flavour, Statement, big, small, text
+from agentflow.store.statement import Bundle, Flavour, Statement, big, small, text
 from agentflow.store.statements import (
     MODEL_CALL_COLUMNS,
     STEP_COLUMNS,
@@ -158,6 +158,10 @@ READ_LAST_CHUNKS_OF = Statement(
         select(chunk.run_id, func.max(chunk.seq)).where(d.among(chunk.run_id, "ids")).group_by(chunk.run_id)
     )
 )
+READ_JOURNALS_OF = Bundle(
+    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF
+)
+"""All that a run needs to go on, but for its steps: those are many, and quicker read as rows."""
 NEXT_READY = Statement(
     lambda d: (
         select(run.ready_at)

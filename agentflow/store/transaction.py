@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from agentflow.store import statements as sql
 from agentflow.store.protocol import Fenced, Hint, HintKind, RunKey, Status, StoredStep
-from agentflow.store.statement import Params, Statement
+from agentflow.store.statement import Bundle, Params, Statement
 
 T = TypeVar("T")
 
 Rows = list[Any]
-Work = Generator[tuple[Statement, Params], Rows, T]
+Work = Generator[tuple[Statement | Bundle, Params], Rows, T]
 
 
 class Transaction:

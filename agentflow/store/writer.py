@@ -1,7 +1,8 @@
 """Group commit by a thread: what is submitted in one turn of the loop, or during a commit, is one transaction.
 
 So batches grow with the load and nothing waits on a timer. A small batch is committed right in the loop while commits
-are quick: going to a thread and back costs as much as the commit itself. Everything else is the thread's work.
+are quick: going to a thread and back costs as much as the commit itself. What is submitted when the loop has nothing
+else to do in this turn is committed on the spot. Everything else is the thread's work.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -18,15 +20,15 @@ from typing import Any, Protocol
 from agentflow.crashpoints import point
 from agentflow.errors import AgentflowError
 from agentflow.store.batches import (
-    MOST_BYTES,
     MOST_OPERATIONS,
     Commit,
     Fault,
     Submission,
     acknowledge,
     carry_out,
-    size_of,
+    how_many_fit,
 )
+from agentflow.store.operations import weight_of
 from agentflow.store.protocol import Hint
 
 logger = logging.getLogger("agentflow.store")
@@ -75,8 +77,12 @@ class Writer:
         """What was submitted in this turn of the loop."""
         self._at_the_thread = 0
         self._pace = _Pace()
+        self._is_alone: Callable[[], bool] = lambda: False
+        """Whether nothing else is to run in this turn of the loop, that could have something to write."""
+        self._held_up = 0.0
+        """Seconds that commits on the spot have taken since the loop last had its turn."""
         self._one_at_a_time = threading.Lock()
-        self._queue: SimpleQueue[Submission | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Submission] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -84,11 +90,12 @@ class Writer:
         self._is_closed = False
         self._closing = threading.Event()
         self._give_up_at = float("inf")
-        self._held_back: Submission | None = None
+        self._held_back: list[Submission] = []
 
     async def start(self) -> None:
         """Connect, in the writer's thread."""
         self._loop = asyncio.get_running_loop()
+        self._is_alone = _is_alone_in(self._loop)
         self._ready = self._loop.create_future()
         self._ended = self._loop.create_future()
         self._thread.start()
@@ -101,11 +108,12 @@ class Writer:
             raise AgentflowError(f"the store is not open: {type(operation).__name__} cannot be written")
         future: asyncio.Future[Any] = loop.create_future()
         submission = Submission(operation, future)
-        if self._at_the_thread:
-            self._hand_over([submission])
+        if self._waiting:
+            self._waiting.append(submission)
+        elif self._held_up < QUICK_SECONDS and not self._at_the_thread and self._is_alone():
+            self._commit_here([submission])
         else:
-            if not self._waiting:
-                loop.call_soon(self._flush)
+            loop.call_soon(self._flush)
             self._waiting.append(submission)
         return future
 
@@ -128,16 +136,23 @@ class Writer:
     def _flush(self) -> None:
         """The turn is over: commit what was submitted in it."""
         batch, self._waiting = self._waiting, []
-        if not batch:
-            return
-        if not self._pace.is_quick or not _is_small(batch) or not self._one_at_a_time.acquire(blocking=False):
+        self._held_up = 0.0
+        if batch:
+            self._commit_here(batch)
+
+    def _commit_here(self, batch: list[Submission]) -> None:
+        """Commit in the loop, if that is quick; else it is the thread's."""
+        is_for_here = not self._at_the_thread and self._pace.is_quick and _is_small(batch)
+        if not is_for_here or not self._one_at_a_time.acquire(blocking=False):
             self._hand_over(batch)
             return
         try:
             began = time.monotonic()
             operations = [submission.operation for submission in batch]
             outcomes, hints = self._backend.commit(operations, is_patient=False)
-            self._pace.note(time.monotonic() - began)
+            took = time.monotonic() - began
+            self._pace.note(took)
+            self._held_up += took
         except Exception:
             self._hand_over(batch)  # the thread finds out what is wrong, and has the patience for it
             return
@@ -146,14 +161,13 @@ class Writer:
         point("before_acknowledge")
         self._acknowledge(batch, outcomes, hints)
 
-    def _hand_over(self, batch: Sequence[Submission]) -> None:
+    def _hand_over(self, batch: list[Submission]) -> None:
         if self._ended is not None and self._ended.done():
             acknowledge(batch, [AgentflowError("the store's writer has ended")] * len(batch))
             return
         self._pace.note_batch()
         self._at_the_thread += len(batch)
-        for submission in batch:
-            self._queue.put(submission)
+        self._queue.put(batch)
 
     def _take_back(self, batch: Sequence[Submission], outcomes: list[Any], hints: list[Hint]) -> None:
         self._at_the_thread -= len(batch)
@@ -202,29 +216,24 @@ class Writer:
 
     def _next_batch(self, timeout: float) -> tuple[list[Submission], bool]:
         """What is queued, up to the limits; and whether the end of the queue was reached."""
-        first, self._held_back = self._held_back, None
-        if first is None:
+        queued, self._held_back = self._held_back, []
+        is_last = False
+        while not is_last and len(queued) < MOST_OPERATIONS:
             try:
-                first = self._queue.get(timeout=timeout)
-            except Empty:
-                return [], False
-            if first is None:
-                return [], True
-        batch = [first]
-        size = size_of(first)
-        while len(batch) < MOST_OPERATIONS:
-            try:
-                submission = self._queue.get_nowait()
+                handed_over = self._queue.get_nowait() if queued else self._queue.get(timeout=timeout)
             except Empty:
                 break
-            if submission is None:
-                return batch, True
-            size += size_of(submission)
-            if size > MOST_BYTES:
-                self._held_back = submission
-                break
-            batch.append(submission)
-        return batch, False
+            if handed_over is None:
+                is_last = True
+            else:
+                queued += handed_over
+        room = how_many_fit(queued)
+        if room < len(queued):
+            self._held_back = queued[room:]
+            if is_last:
+                self._queue.put(None)
+            return queued[:room], False
+        return queued, is_last
 
     def _commit(self, batch: list[Submission]) -> None:
         work = carry_out(
@@ -255,15 +264,12 @@ class Writer:
         self._call(self._take_back, batch, outcomes, hints)
 
     def _fail_queued(self, error: BaseException) -> None:
-        held, self._held_back = self._held_back, None
-        left = [held] if held is not None else []
+        left, self._held_back = self._held_back, []
         while True:
             try:
-                submission = self._queue.get_nowait()
+                left += self._queue.get_nowait() or []
             except Empty:
                 break
-            if submission is not None:
-                left.append(submission)
         failure = AgentflowError(f"the store's writer has ended: {error}")
         self._call(self._take_back, left, [failure] * len(left), [])
 
@@ -295,8 +301,14 @@ class _Pace:
             self._pause -= 1
 
 
+def _is_alone_in(loop: asyncio.AbstractEventLoop) -> Callable[[], bool]:
+    """Whether the callback that runs is the last one of its turn. A loop that does not say so is never taken for it."""
+    ready = getattr(loop, "_ready", None)
+    return (lambda: not ready) if isinstance(ready, deque) else (lambda: False)
+
+
 def _is_small(batch: list[Submission]) -> bool:
-    return len(batch) <= MOST_INLINE and sum(map(size_of, batch)) <= MOST_INLINE_BYTES
+    return len(batch) <= MOST_INLINE and sum(weight_of(each.operation) for each in batch) <= MOST_INLINE_BYTES
 
 
 def _settle(future: asyncio.Future[None]) -> None:

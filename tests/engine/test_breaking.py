@@ -80,7 +80,7 @@ async def test_who_waits_for_a_run_does_not_depend_on_the_run_that_waited_first(
     @app.function
     async def impatient(ctx: Context[str], step: Step) -> str:
         try:
-            await app.runs.handle(ctx.data).result(timeout=0.05)
+            await app.runs.handle(ctx.data).result(timeout=0.5)
         except TimeoutError:
             return "gave up"
         return "no"

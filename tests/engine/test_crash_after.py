@@ -75,6 +75,7 @@ PASSES = [
 ]
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize(("point", "n"), PASSES)
 async def test_wherever_the_worker_dies_the_run_ends_the_same_and_no_committed_body_runs_again(
     database_url: str, point: str, n: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from agentflow import Agent, App, Approve, Context, Step, ToolCall, tool
+from agentflow import Agent, App, Approve, Context, Deny, Step, ToolCall, tool
 from agentflow.errors import InvalidInput, NotFound, RunFailed
 from agentflow.runs import RunStatus
 from agentflow.testing import ScriptedModel, harness
@@ -178,3 +179,54 @@ async def test_approvals_are_asked_for_again_whichever_step_the_rerun_begins_at(
         assert await again.result(5) == "done again"
         assert paid == [5, 5]
         assert (await app.usage(run=again.id)).calls == 1
+
+
+async def test_what_was_done_after_an_approval_is_copied_although_that_is_asked_for_again(
+    database_url: str,
+) -> None:
+    app, done = App("t"), list[str]()
+
+    @app.function
+    async def order(ctx: Context[None], step: Step) -> bool:
+        decision = await step.approval("ask", title="Pay?")
+        await step.run("pay", done.append, "pay")
+        await step.run("tell", done.append, "tell")
+        return decision.approved
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(order)
+        await h.idle()
+        await decide_what_is_asked(app, Approve())
+        assert await run.result(5) is True
+        again = await app.runs.rerun(run.id, "tell")
+        await h.idle()
+        await decide_what_is_asked(app, Deny())
+        assert await again.result(5) is False
+        assert done == ["pay", "tell", "tell"]
+
+
+async def decide_what_is_asked(app: App, decision: Approve | Deny) -> None:
+    [request] = (await app.approvals.list(status="pending")).data
+    await app.approvals.decide(request.id, decision, by="ana")
+
+
+async def test_a_step_that_was_given_up_leaves_no_gap_in_the_history_of_a_rerun(database_url: str) -> None:
+    app, done = App("t"), list[str]()
+
+    @app.function
+    async def order(ctx: Context[None], step: Step) -> str:
+        try:
+            async with asyncio.timeout(0.05):
+                await step.run("look", asyncio.sleep, 60)
+        except TimeoutError:
+            pass
+        await step.run("pay", done.append, "pay")
+        await step.run("tell", done.append, "tell")
+        return "told"
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(order)
+        assert await run.result(5) == "told"
+        again = await app.runs.rerun(run.id, "tell")
+        assert await again.result(5) == "told"
+        assert done == ["pay", "tell", "tell"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 IS_FULL = os.environ.get("AGENTFLOW_TEST_FULL") == "1"
@@ -30,3 +32,18 @@ async def read_rows(url: str, statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await database.fetch(statement)]
     finally:
         await database.close()
+
+
+def resident_mb(pid: int | None = None) -> float:
+    """What a process, by default this one, holds in memory; where /proc is not there, the most that this one held."""
+    try:
+        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def cpu_seconds(pid: int) -> float:
+    """The time that a process has used so far, of its own and of the system's (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

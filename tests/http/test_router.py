@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI
 
 from agentflow.app import App
 from agentflow.context import Context
-from agentflow.errors import ConfigurationError
+from agentflow.errors import ConfigurationError, DatabaseUnavailable
 from agentflow.http.problems import PROBLEMS
 from agentflow.http.schemas import self_contained
 from agentflow.step import Step
@@ -114,6 +114,21 @@ async def test_before_the_app_is_open_the_answer_is_503(sqlite_url: str) -> None
             answer = await client.get(f"/agentflow{path}")
             assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert (await client.get("/agentflow/healthz")).json() == {"status": "ok"}
+
+
+async def test_while_the_database_does_not_answer_the_answer_is_503_and_tells_no_address(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_away(*_: object) -> None:
+        raise DatabaseUnavailable("cannot connect to 10.1.2.3")
+
+    flow, api = make_app(sqlite_url), FastAPI()
+    api.include_router(flow.router(prefix="/agentflow", run_worker=False))
+    async with api.router.lifespan_context(api), client_of(api) as client:
+        monkeypatch.setattr(flow.client.store.queries, "get_run", is_away)
+        answer = await client.get("/agentflow/runs/run_1")
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert "10.1.2.3" not in answer.text
 
 
 async def test_two_apps_in_one_host_and_database_do_not_see_each_others_runs(sqlite_url: str) -> None:

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-EPOCH_MICROS = 1_700_000_000_000_000
-"""What the wall clock shows when the loop's time is 0."""
+EPOCH_MICROS = 1_700_000_035_000_000
+"""What the wall clock shows when the loop's time is 0: a minute begins five seconds later."""
 
 
 class Fate(Protocol):

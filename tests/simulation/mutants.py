@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -15,10 +15,12 @@ from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operations_waits import adopt
 from agentflow.store.operations_workers import Reap, ReleaseOrphans, reap
+from agentflow.store.plan import Plan
 from agentflow.store.protocol import Adopt, CommitStep
 from agentflow.store.rows import RunRow, table_of
-from agentflow.store.statement import Compiled, Statement, big, small, text
+from agentflow.store.statement import Statement, big, small, text
 from agentflow.store.transaction import Transaction, Work
+from tests.simulation.altering import text_changed
 from tests.simulation.world import Mutant, World
 
 MUTANTS: dict[str, Mutant] = {}
@@ -43,8 +45,8 @@ def no_fence(world: World) -> Iterator[None]:
     real = transaction.fence.__code__
     transaction.fence.__code__ = fence.__code__
     try:
-        # Steps that are committed together have a fence of their own.
-        with patch("agentflow.store.sqlite_backend._steps_to_commit_first", lambda operations: []):
+        # What is carried out together has a fence of its own.
+        with patch("agentflow.store.sqlite_backend.Plan.of", lambda operations: Plan()):
             yield
     finally:
         transaction.fence.__code__ = real
@@ -54,7 +56,7 @@ def no_fence(world: World) -> Iterator[None]:
 def no_epoch_bump(world: World) -> Iterator[None]:
     """A claim leaves the epoch as it is."""
     bump = "epoch=(agentflow_run.epoch + ?)"
-    with _text_changed(worker_sql.CLAIM_RUNS, bump, bump.replace("?", "0 * ?")):
+    with text_changed(worker_sql.CLAIM_RUNS, bump, bump.replace("?", "0 * ?")):
         yield
 
 
@@ -102,7 +104,7 @@ def acknowledged_before_the_commit(world: World) -> Iterator[None]:
             backend._connection = connection
 
         def write() -> None:
-            world.oracle.before_commit()
+            world.oracle.before_commit(operations)
             outcomes, _ = commit(operations)
             world.oracle.after_commit(process, operations, outcomes, has_changed=True)
 
@@ -186,13 +188,3 @@ class _Undoing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
-
-
-@contextmanager
-def _text_changed(statement: Statement, old: str, new: str) -> Iterator[None]:
-    compiled = statement.sqlite
-    assert old in compiled.sql, compiled.sql
-    with ExitStack() as stack:
-        changed = Compiled(compiled.sql.replace(old, new), compiled.arguments)
-        stack.enter_context(patch.dict(statement.__dict__, {"sqlite": changed}))
-        yield

@@ -6,6 +6,7 @@
 - No body begins whose outcome the process that owns the run has in the database.
 - No more runs execute under a key than it has slots, and none is left when all runs have ended.
 - Every run ends, as its plan says; every signal that was accepted was delivered, and none twice.
+- Of the events under flow control has become what traffic.py says; one decision on an approval is taken.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ import json
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentflow.store import protocol as p
+from agentflow.store.operations import is_read
 from agentflow.store.operations_workers import Claim
 from tests.simulation.loop import SimulatedLoop, current_process
-from tests.simulation.plans import GATE_LIMIT
+from tests.simulation.plans import AGAIN, GATE_LIMIT
 from tests.simulation.process import Process, describe
+from tests.simulation.traffic import ALONE, SLOTS, complaints
 
 if TYPE_CHECKING:
     from tests.simulation.world import Root
 
-QUEUED, RUNNING, COMPLETED, CANCELLED = 0, 1, 4, 6
+QUEUED, RUNNING, COMPLETED, CANCELLED, SKIPPED = 0, 1, 4, 6, 7
 _OWNERS_ALONE = (
     p.CommitStep,
     p.CommitRace,
@@ -55,7 +59,13 @@ class _Run(NamedTuple):
     status: int
     owner: str | None
     epoch: int
+    function: str
     gates: str | None
+
+
+@cache
+def _slots(gates: str) -> tuple[str, ...]:
+    return () if gates == p.UNPLANNED else p.Gates.from_json(gates).slots
 
 
 class Oracle:
@@ -75,6 +85,12 @@ class Oracle:
         self._done: dict[int, Any] = {}
         self.accepted: list[tuple[str, str]] = []
         """The signals of which the sender was told that a run has them."""
+        self.decided: list[tuple[str, str]] = []
+        """The decisions that were taken: approval, and by whom."""
+        self.sent: dict[str, int] = {}
+        """How many events of a kind and key were sent."""
+        self.has_pauses = False
+        self._paused: frozenset[str] = frozenset()
         self._history = blake2b(digest_size=16)
         self.bodies = 0
         self.commits = 0
@@ -131,10 +147,11 @@ class Oracle:
 
     # ----------------------------------------------------------------------------------------- what is written
 
-    def before_commit(self) -> None:
-        self._leases = dict(
-            self._db.execute("SELECT id, lease_until FROM agentflow_worker WHERE reaped_at IS NULL")
-        )
+    def before_commit(self, operations: Sequence[Any]) -> None:
+        if not all(map(is_read, operations)):
+            self._leases = dict(
+                self._db.execute("SELECT id, lease_until FROM agentflow_worker WHERE reaped_at IS NULL")
+            )
 
     def after_commit(
         self, process: Process, operations: Sequence[Any], outcomes: Sequence[Any], *, has_changed: bool
@@ -156,7 +173,7 @@ class Oracle:
             self._check_steps()
 
     def _read_runs(self) -> dict[str, _Run]:
-        rows = self._db.execute("SELECT id, status, owner, epoch, gates FROM agentflow_run")
+        rows = self._db.execute("SELECT id, status, owner, epoch, function, gates FROM agentflow_run")
         return {run_id: _Run(*rest) for run_id, *rest in rows}
 
     def _check_right(self, operation: Any, outcome: Any, after: dict[str, _Run]) -> None:
@@ -190,8 +207,8 @@ class Oracle:
     def _check_runs(self, process: Process, now: dict[str, _Run]) -> None:
         executing: Counter[str] = Counter()
         for run_id, run in now.items():
-            if run.status == RUNNING and run.gates is not None and '"' in run.gates:
-                executing[run.gates] += 1
+            if run.status == RUNNING and run.gates is not None:
+                executing.update(_slots(run.gates))
             before = self._runs.get(run_id)
             if before is None or before == run:
                 continue
@@ -204,10 +221,34 @@ class Oracle:
         for run_id in self._runs:
             if run_id not in now:
                 self.fail(f"run {run_id} is lost")
-        for gates, count in executing.items():
-            if count > GATE_LIMIT:
-                self.fail(f"{count} runs execute under {gates}")
+        for slot, count in executing.items():
+            if count > SLOTS.get(slot, GATE_LIMIT):
+                self.fail(f"{count} runs execute under {slot}")
+        self._check_alone(now)
+        if self.has_pauses:
+            self._check_paused(now)
         self._runs = now
+
+    def _check_alone(self, now: dict[str, _Run]) -> None:
+        """Of the function that is alone one run is there, and one is skipped only because of it."""
+        live = [run_id for run_id, run in now.items() if run.function == ALONE and run.status < COMPLETED]
+        if len(live) > 1:
+            self.fail(f"runs {live} of {ALONE!r} are there at once")
+        was_there = any(run.function == ALONE and run.status < COMPLETED for run in self._runs.values())
+        for run_id in now.keys() - self._runs.keys():
+            if now[run_id].function == ALONE and now[run_id].status == SKIPPED and not was_there:
+                self.fail(f"run {run_id} of {ALONE!r} is skipped, and none was there")
+
+    def _check_paused(self, now: dict[str, _Run]) -> None:
+        """No run of a paused function begins to execute."""
+        rows = self._db.execute("SELECT id FROM agentflow_function WHERE paused_at IS NOT NULL")
+        paused = frozenset(function for (function,) in rows)
+        for run_id, run in now.items():
+            before = self._runs.get(run_id)
+            begins = run.status == RUNNING and (before is None or before.owner != run.owner)
+            if begins and run.function in paused & self._paused:
+                self.fail(f"run {run_id} executes, and its function {run.function!r} is paused")
+        self._paused = paused
 
     def _check_takeover(self, process: Process, run_id: str, before: _Run, run: _Run) -> None:
         if run.status == RUNNING and run.epoch == before.epoch:
@@ -245,7 +286,10 @@ class Oracle:
             left = self._db.execute(f"SELECT * FROM agentflow_{table}").fetchall()
             if left:
                 self.fail(f"all runs have ended, and a {table} is left: {left}")
-        self._check_delivery()
+        self._check_delivery(copies={root.run_id for root in roots if root.rerun_of is not None})
+        self._check_decisions()
+        for complaint in complaints(self._db, self.sent):
+            self.fail(complaint)
         seqs: set[tuple[str, int]] = set()
         for (run_id, key), step in self._steps.items():
             if self._runs[run_id].status == COMPLETED and (step[0] is None or (run_id, step[0]) in seqs):
@@ -265,12 +309,14 @@ class Oracle:
             self.fail(
                 f"run {root.run_id} gave {text} (status {status}, error {error}); its plan: {root.plan}"
             )
+        elif root.rerun_of is not None:
+            self.check_rerun(root)
         return None
 
-    def _check_delivery(self) -> None:
+    def _check_delivery(self, *, copies: Collection[str | None]) -> None:
         delivered: Counter[str] = Counter()
-        for step in self._steps.values():
-            if step[1] == "signal" and step[3] and step[3] != "null":
+        for (run_id, _), step in self._steps.items():
+            if run_id not in copies and step[1] == "signal" and step[3] and step[3] != "null":
                 delivered[step[3]] += 1
         for name, data in self.accepted:
             if not delivered[json.dumps({"name": name, "data": data}, separators=(",", ":"))]:
@@ -278,6 +324,42 @@ class Oracle:
         for signal, times in delivered.items():
             if times > 1:
                 self.fail(f"signal {signal} was delivered {times} times")
+
+    def open_approvals(self) -> list[tuple[str, str]]:
+        """Their ids and titles."""
+        return self._db.execute(
+            "SELECT id, title FROM agentflow_approval WHERE status = 'pending'"
+        ).fetchall()
+
+    def _check_decisions(self) -> None:
+        """One decision was taken on each approval that has not ended with its run, and the run was given that one."""
+        taken: dict[str, list[str]] = {}
+        for approval_id, by in self.decided:
+            taken.setdefault(approval_id, []).append(by)
+        rows = self._db.execute("SELECT id, run_id, step_key, status FROM agentflow_approval")
+        for approval_id, run_id, key, status in rows:
+            by = taken.get(approval_id, [])
+            if len(by) != (status != "cancelled"):
+                self.fail(f"approval {approval_id} is {status}, and the decisions taken on it are by {by}")
+            elif by and json.loads(self._steps[run_id, key][3])["by"] != by[0]:
+                self.fail(f"{by[0]!r} decided approval {approval_id}; its run got {self._steps[run_id, key]}")
+
+    def check_rerun(self, root: Root) -> None:
+        """What ended before the step from which a run was run again was not done again."""
+        assert root.rerun_of is not None
+        assert root.run_id is not None
+        first, second = ([*self._executed(run_id)] for run_id in (root.rerun_of, root.run_id))
+        if [entry for entry in first if entry[0] != AGAIN] != [
+            entry for entry in second if entry[0] != AGAIN
+        ]:
+            self.fail(f"run {root.run_id} has done {second}, and of {root.rerun_of} it had {first}")
+        if {entry for entry in first if entry[0] == AGAIN} & set(second):
+            self.fail(f"step {AGAIN!r} of run {root.run_id} was not run again")
+
+    def _executed(self, run_id: str) -> Iterator[tuple[str, int]]:
+        for (run, key), step in sorted(self._steps.items()):
+            if run == run_id and step[1] == "run" and step[2] and '"execution"' in (step[3] or ""):
+                yield key, json.loads(step[3])["execution"]
 
     def close(self) -> None:
         self.is_closed = True

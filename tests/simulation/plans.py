@@ -6,8 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,13 +14,16 @@ from agentflow.app import App
 from agentflow.context import Context
 from agentflow.errors import StepError
 from agentflow.flow import Concurrency
-from agentflow.info import step_info
 from agentflow.step import Step
+from tests.simulation.bodies import work
+from tests.simulation.traffic import add_functions, add_schedule
 
 Node = list[Any]
 
 GATE_LIMIT = 1
 LONG = "300d"
+AGAIN = "z"
+"""The step from which a run may be run again: the last one."""
 PERHAPS = "t"
 """Begins the names of signals that are sent once, in time or too late."""
 
@@ -33,25 +35,6 @@ class Plan(BaseModel):
     root: Any
 
 
-class Witness(Protocol):
-    """Who sees what user code sees."""
-
-    def pause(self) -> float:
-        """How long a body takes."""
-        ...
-
-    def body_begins(self, run_id: str, key: str) -> int:
-        """The number of this execution."""
-        ...
-
-    def got(self, run_id: str, value: Any) -> None:
-        """User code goes on with the outcome of a step."""
-        ...
-
-
-witness: ContextVar[Witness] = ContextVar("witness")
-
-
 def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
     """A tree of steps, and the signals it waits for: name and how often, in that order."""
     numbers = itertools.count()
@@ -59,7 +42,8 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
 
     def leaf() -> Node:
         match rng.choices(
-            ["step", "sync", "sleep", "signal", "perhaps", "event", "mail"], [8, 2, 3, 4, 2, 2, 2]
+            ["step", "sync", "sleep", "signal", "perhaps", "event", "choosy", "back", "mail", "ask"],
+            [8, 2, 3, 4, 2, 2, 1, 1, 2, 2],
         )[0]:
             case "sleep":
                 return ["sleep", rng.choice([0, 0.01, 0.4, 3, 7])]
@@ -72,7 +56,7 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
                 name = f"{PERHAPS}{next(numbers)}"
                 signals.append((name, 1))
                 return ["perhaps", name, rng.choice([0.5, 2, 5])]
-            case "event" | "mail" as kind:
+            case "event" | "choosy" | "back" | "mail" | "ask" as kind:
                 return [kind, f"m{next(numbers)}"]
             case kind:
                 # Two retries: three failures are one too many.
@@ -93,26 +77,14 @@ def generate(rng: random.Random) -> tuple[Node, list[tuple[str, int]]]:
     if rng.random() < 0.3:
         parts.append(["stumble", rng.randint(1, 2)])
     parts.append(tree(1))
+    # From here on it may be run again.
+    parts.append(["step", AGAIN, 0])
     return ["seq", parts], signals
 
 
-def make_app() -> App:
+def make_app(*, has_schedule: bool) -> App:
+    """The function that follows plans, one that does so one by one, and those that get events."""
     app = App("sim")
-
-    async def body(value: str, failures: int) -> dict[str, Any]:
-        info, seen_by = step_info(), witness.get()
-        execution = seen_by.body_begins(info.run_id, info.step_id)
-        await asyncio.sleep(seen_by.pause())
-        if info.attempt < failures:
-            raise ValueError(value)
-        return {"value": value, "execution": execution}
-
-    def sync_body(value: str, failures: int) -> dict[str, Any]:
-        info = step_info()
-        execution = witness.get().body_begins(info.run_id, info.step_id)
-        if info.attempt < failures:
-            raise ValueError(value)
-        return {"value": value, "execution": execution}
 
     def contender(ctx: Context[Plan], node: Node) -> Callable[[Step], Coroutine[Any, Any, Any]]:
         async def branch(step: Step) -> Any:
@@ -123,13 +95,10 @@ def make_app() -> App:
     async def follow(ctx: Context[Plan], step: Step, node: Node) -> Any:
         match node:
             case ["step" | "sync" as kind, name, failures]:
-                work = body if kind == "step" else sync_body
                 try:
-                    value = await step.run(name, work, name, failures, retry=2)
+                    return await work(ctx, step, name, failures, is_sync=kind == "sync")
                 except StepError as error:
                     return f"{error.name}: {error.message}"
-                witness.get().got(ctx.run_id, value)
-                return value
             case ["sleep", seconds]:
                 return await step.sleep("nap", seconds)
             case ["signal", name, times]:
@@ -147,6 +116,25 @@ def make_app() -> App:
                     step.send_event("tell", {"name": ctx.data.prefix + name, "data": {"n": name}}),
                 )
                 return event and event.data
+            case ["choosy", name]:
+                event, _ = await asyncio.gather(
+                    step.wait_for_event(
+                        "pick", event=ctx.data.prefix + name, if_="async.data.n == 2", timeout=LONG
+                    ),
+                    step.send_event(
+                        "offer", [{"name": ctx.data.prefix + name, "data": {"n": n}} for n in (1, 2, 3)]
+                    ),
+                )
+                return event and event.data
+            case ["back", name]:
+                await step.send_event("before", {"name": ctx.data.prefix + name, "data": {"n": name}})
+                event = await step.wait_for_event(
+                    "look", event=ctx.data.prefix + name, timeout=LONG, lookback="1h"
+                )
+                return event and event.data
+            case ["ask", name]:
+                decision = await step.approval("ask", title=ctx.data.prefix + name)
+                return [decision.approved, decision.by]
             case ["mail", name]:
                 _, signal = await asyncio.gather(
                     step.send_signal("post", ctx.data.prefix + name, name, buffer="1h"),
@@ -181,6 +169,9 @@ def make_app() -> App:
     async def one_by_one(ctx: Context[Plan], step: Step) -> Any:
         return await follow(ctx, step, ctx.data.root)
 
+    add_functions(app)
+    if has_schedule:
+        add_schedule(app)
     return app
 
 
@@ -197,8 +188,12 @@ def fits(node: Node, value: Any) -> bool:
             return bool(value == [f"{name}.{n}" for n in range(times)])
         case ["perhaps", name, _]:
             return value is None or bool(value == f"{name}.0")
-        case ["event", name]:
+        case ["event" | "back", name]:
             return bool(value == {"n": name})
+        case ["choosy", _]:
+            return bool(value == {"n": 2})
+        case ["ask", _]:
+            return value in ([True, "ana"], [False, "bo"])
         case ["mail", name]:
             return bool(value == name)
         case ["seq" | "gather" | "group", nodes]:

@@ -10,9 +10,11 @@ import asyncio
 import concurrent.futures
 import contextvars
 import json
+import sqlite3
 from asyncio import Handle
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +23,14 @@ from agentflow.engine.leases import FENCE_AT, RENEW_AT, HeartbeatThread
 from agentflow.engine.worker import Worker
 from agentflow.errors import ConfigurationError
 from agentflow.settings import Settings
+from agentflow.store.batches import Submission
 from agentflow.store.operations_workers import RegisterWorker, ReleaseOrphans
-from agentflow.store.protocol import FunctionInfo, Hint, HintKind
+from agentflow.store.protocol import FunctionInfo, Hint, HintKind, Origin
 from agentflow.store.sqlite import SqliteStore
 from agentflow.store.sqlite_backend import SqliteBackend
 from agentflow.store.writer import Writer
+from tests.simulation.bodies import witness
 from tests.simulation.loop import LoopClock, current_process
-from tests.simulation.plans import witness
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -136,7 +139,7 @@ class SimulatedStore(SqliteStore):
     def __init__(self, process: Process, path: Path) -> None:
         super().__init__(path, durability="process")
         self._process = process
-        self.queries = NoPages()  # type: ignore[assignment]
+        self.queries = FewPages(path)  # type: ignore[assignment]
         self._backend: SimulatedBackend | None = None
 
     def attach(self) -> None:
@@ -151,11 +154,23 @@ class SimulatedStore(SqliteStore):
         self._locks.drop_all()
 
 
-class NoPages:
-    """The engine asks the pages' queries for one thing alone; what is registered here is known anyway."""
+class FewPages:
+    """What the engine asks of the pages' queries: what is registered here is known anyway, and a rerun's origin."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     async def list_functions(self) -> list[FunctionInfo]:
         return []
+
+    async def get_origin(self, run_id: str) -> Origin:
+        with closing(sqlite3.connect(self._path)) as connection:
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+            [(app, function, text)] = connection.execute(
+                "SELECT app, function, input FROM agentflow_run JOIN agentflow_run_io ON run_id = id WHERE id = ?",
+                (run_id,),
+            )
+        return Origin(run_id, app, function, text, trigger=None, tags=(), event_id=None)
 
 
 class SimulatedBackend(SqliteBackend):
@@ -174,7 +189,7 @@ class SimulatedBackend(SqliteBackend):
             self._process.kill()
             raise Killed
         before = self._connection.total_changes
-        world.oracle.before_commit()
+        world.oracle.before_commit(operations)
         outcomes, hints = world.engine_commit(super().commit, operations)
         has_changed = self._connection.total_changes != before
         world.oracle.after_commit(self._process, operations, outcomes, has_changed=has_changed)
@@ -205,12 +220,11 @@ class SimulatedWriter(Writer):
         self._answers: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._answer_at = 0.0
 
-    def submit(self, operation: Any) -> asyncio.Future[Any]:
-        future = super().submit(operation)
+    def _hand_over(self, batch: list[Submission]) -> None:
+        super()._hand_over(batch)
         if not self._is_busy and not self._world.is_over:
             self._is_busy = True
             self._later(self._world.faults.pause(), self._form_batch)
-        return future
 
     def _form_batch(self) -> None:
         batch, _ = self._next_batch(0.0)
@@ -224,7 +238,7 @@ class SimulatedWriter(Writer):
         except Killed:
             pass
         else:
-            self._is_busy = not self._queue.empty() or self._held_back is not None
+            self._is_busy = bool(self._held_back) or not self._queue.empty()
             if self._is_busy:
                 self._later(self._world.faults.pause(), self._form_batch)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,18 @@ from unittest.mock import patch
 
 from agentflow import crashpoints, ids
 from agentflow.app import App
+from agentflow.approvals import Approve, DecisionInput, Deny
 from agentflow.errors import NoWaiter, SignalConflict
+from agentflow.events import Event
 from agentflow.settings import Settings
-from agentflow.store.protocol import CancelRun, RegisterFunctions
+from agentflow.store.protocol import CancelRun, Decide, DecisionResult, PauseFunction, RegisterFunctions
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_schema import prepare
 from tests.simulation.loop import NumberedTask, SimulatedLoop, Stuck, VirtualTime, current_process
 from tests.simulation.oracle import Oracle, Violation
-from tests.simulation.plans import PERHAPS, Node, Plan, fits, generate, make_app
+from tests.simulation.plans import AGAIN, PERHAPS, Node, Plan, fits, generate, make_app
 from tests.simulation.process import Killed, Process, SimulatedHeartbeat, SimulatedThreads
+from tests.simulation.traffic import KINDS, letters
 
 LEASE = 4.0
 CALM_AFTER = 30.0
@@ -52,6 +56,7 @@ class Root:
     signals: list[tuple[str, int]]
     run_id: str | None = None
     was_cancelled: bool = False
+    rerun_of: str | None = None
 
     def fits(self, value: Any) -> bool:
         return fits(self.plan, value)
@@ -145,9 +150,13 @@ class Faults:
 class World:
     """See the module."""
 
-    def __init__(self, path: Path, app: App, seed: int, *, is_calm: bool = False) -> None:
+    def __init__(
+        self, path: Path, app: App, seed: int, *, is_calm: bool = False, about: Sequence[str] | None = None
+    ) -> None:
+        """`about` names the kinds of traffic that there have to be, instead of some that the seed draws."""
         self.path = path
         self.app = app
+        self.about = about
         self.rng = rng = random.Random(seed)
         self.loop = SimulatedLoop(random.Random(rng.random()))
         self.faults = Faults(rng, self.loop, is_calm=True) if is_calm else Faults.drawn(rng, self.loop)
@@ -204,14 +213,27 @@ class World:
         for _ in range(self.rng.choice([1, 2, 2, 3])):
             self.add_process()
         tasks = [asyncio.create_task(self._bring_trouble())]
-        for n in range(self.rng.choice([1, 2, 2, 3])):
+        kinds = self.rng.sample(list(KINDS), self.rng.choice([0, 0, 1, 1, 1, 2]))
+        kinds = kinds if self.about is None else list(self.about)
+        for kind in kinds:
+            for key in KINDS[kind].keys[: self.rng.randint(1, 2)]:
+                tasks.append(asyncio.create_task(self._send_letters(kind, key)))
+        for n in range(self.rng.choice([1, 1, 2] if kinds else [1, 2, 2, 3])):
             plan, signals = generate(self.rng)
             root = Root(f"r{n}-", plan, signals)
             self.roots.append(root)
             tasks.append(asyncio.create_task(self._see_through(driver, root)))
+        beside = [asyncio.create_task(self._decide(driver))]
+        if self.rng.random() < 0.15:
+            beside.append(asyncio.create_task(self._pause_something(driver)))
         await asyncio.gather(*tasks)
         while not self.oracle.all_have_ended:
             await self._wait(0.25)
+        for task in beside:
+            task.cancel()
+            # One that has failed says so.
+            await asyncio.wait([task])
+            assert task.cancelled() or task.result() is None
 
     async def _wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -233,6 +255,69 @@ class World:
                 root.was_cancelled = True
                 await driver.store.submit(CancelRun(run_id, "not wanted", driver.client.clock.now()))
         await asyncio.gather(*senders)
+        if not root.was_cancelled and root.rerun_of is None and self.rng.random() < 0.15:
+            await self._run_again(driver, root)
+
+    async def _run_again(self, driver: Process, root: Root) -> None:
+        """From its last step on. Nothing but that one may be done."""
+        assert root.run_id is not None
+        again = Root(root.prefix, root.plan, [], rerun_of=root.run_id)
+        again.run_id = (await driver.client.runs.rerun(root.run_id, AGAIN)).id
+        self.roots.append(again)
+
+    async def _send_letters(self, kind: str, key: str) -> None:
+        """One after the other; each until it is known to have been sent."""
+        counts: Counter[str] = Counter()
+        for gap, events in letters(kind, key, self.rng):
+            await self._wait(gap)
+            # Known by its id, an event that was sent by a process that died is not sent twice.
+            send = [
+                Event(name=name, data=data, id=f"{name} {data['key']} {data['n']}") for name, data in events
+            ]
+            while not await self._post(send):
+                await self._wait(0.2)
+            counts.update(f"{name.removeprefix('sim/')}:{data['key']}" for name, data in events)
+        self.oracle.sent.update(counts)
+
+    async def _post(self, events: list[Event]) -> bool:
+        process = self.rng.choice([process for process in self.processes if not process.is_dead])
+        if process.store._writer is None:
+            return False
+        sent = process.spawn(process.client.send(events))
+        await asyncio.wait([sent], timeout=2.0)
+        return sent.done() and sent.exception() is None
+
+    async def _decide(self, driver: Process) -> None:
+        """Two people decide each approval, one for it and one against: whoever is first."""
+        seen: set[str] = set()
+        while True:
+            await asyncio.sleep(0.5)
+            for approval_id, _ in self.oracle.open_approvals():
+                if approval_id not in seen:
+                    seen.add(approval_id)
+                    ana = self._decide_as(driver, approval_id, Approve(), "ana")
+                    bo = self._decide_as(driver, approval_id, Deny(), "bo")
+                    await asyncio.gather(ana, bo)
+
+    async def _decide_as(self, driver: Process, approval_id: str, decision: DecisionInput, who: str) -> None:
+        await asyncio.sleep(self.rng.choice([0.0, 0.0, 0.002, 0.3]))
+        now = driver.client.clock.now()
+        answer = await driver.store.submit(
+            Decide(ids.new_id("dec", now), approval_id, decision, who, (), None, None, now)
+        )
+        if answer.result is DecisionResult.TAKEN:
+            self.oracle.decided.append((approval_id, who))
+
+    async def _pause_something(self, driver: Process) -> None:
+        """One function's runs stay where they are, for a while."""
+        await asyncio.sleep(self.rng.random() * 5)
+        function, app = self.rng.choice(["follows", "one-by-one", *(self.about or ())]), self.app.id
+        self.oracle.has_pauses = True
+        await driver.store.submit(PauseFunction(app, function, driver.client.clock.now()))
+        try:
+            await asyncio.sleep(self.rng.random() * 4)
+        finally:
+            await driver.store.submit(PauseFunction(app, function, driver.client.clock.now(), resume=True))
 
     async def _start(self, root: Root) -> str | None:
         """By one of the processes, which may die of it: the key sees to it that there is one run."""
@@ -266,7 +351,7 @@ class World:
         if self.rng.random() < 0.4 and self.faults.kills_left:
             crashpoints.arm(self.rng.choice(POINTS), self.rng.randint(1, 8), self._die_here)
         while not self._is_done():
-            await asyncio.sleep(self.rng.random() * 2.5)
+            await self._wait(self.rng.random() * 2.5)
             workers = [process for process in self.processes if process.worker is not None and process.works]
             if self.loop.time() > CALM_AFTER:
                 crashpoints.disarm()
@@ -342,6 +427,7 @@ def simulated_time(world: World, seed: int) -> Iterator[None]:
         ):
             stack.enter_context(patch(f"{module}.time", time))
         stack.enter_context(patch.object(ids, "_source", ids.IdSource(random_bytes=dice.randbytes)))
+        stack.enter_context(patch("agentflow.step.new_secret_id", lambda: dice.randbytes(8).hex()))
         stack.enter_context(patch("agentflow.engine.worker.HeartbeatThread", SimulatedHeartbeat))
         stack.enter_context(patch("agentflow.engine.worker.ThreadPoolExecutor", SimulatedThreads))
         stack.enter_context(patch("agentflow.engine.tasks.Task", NumberedTask))
@@ -362,14 +448,24 @@ class Simulation:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._empty = folder / "empty.db"
-        self._app = make_app()
+        self._apps = [make_app(has_schedule=n == 0) for n in range(2)]
         prepare(self._empty, LockFolder(self._empty), migrate=True)
 
-    def play(self, seed: int, *, is_calm: bool = False, mutant: Mutant | None = None) -> Story:
-        """One seed. Raises `Violation`."""
+    def play(
+        self,
+        seed: int,
+        *,
+        is_calm: bool = False,
+        mutant: Mutant | None = None,
+        about: Sequence[str] | None = None,
+    ) -> Story:
+        """One seed. `about` names the kinds of traffic that it has to have, "cron" a schedule. Raises `Violation`."""
         path = self._folder / f"{seed}.db"
         shutil.copyfile(self._empty, path)
-        world = World(path, self._app, seed, is_calm=is_calm)
+        has_schedule = seed % 5 == 0 if about is None else "cron" in about
+        app = self._apps[0 if has_schedule else 1]
+        kinds = None if about is None else [kind for kind in about if kind in KINDS]
+        world = World(path, app, seed, is_calm=is_calm, about=kinds)
         try:
             with simulated_time(world, seed), nullcontext() if mutant is None else mutant(world):
                 try:

@@ -14,7 +14,7 @@ from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operations import apply
 from agentflow.store.operations_workers import Claim
 from agentflow.store.postgres import _REAP, _RENEW
-from agentflow.store.postgres_backend import alive, drive
+from agentflow.store.postgres_backend import alive, answer, drive
 from agentflow.store.postgres_connection import connect
 from agentflow.store.postgres_vectors import FENCE
 from agentflow.store.protocol import (
@@ -242,8 +242,7 @@ async def test_a_signal_delivered_while_a_claim_ran_is_in_its_journal(
     try:
         while True:
             statement, params = work.send(rows)
-            text, arguments = statement.postgres
-            rows = await claimer.fetch(text, *arguments(params))
+            rows = await answer(claimer, statement, params)
     except StopIteration as stop:
         [claimed] = stop.value
     await transaction.commit()
@@ -302,8 +301,7 @@ async def test_mail_is_read_before_the_outcomes_it_counts(
     statement, params = next(work)
     try:
         while True:
-            text, arguments = statement.postgres
-            rows = await owner.fetch(text, *arguments(params))
+            rows = await answer(owner, statement, params)
             if statement is sql.READ_UNREAD:
                 assert await world.submit(SendSignal("s", "go", "1", 1_500)) == Delivered(key.run_id)
             statement, params = work.send(rows)
@@ -438,6 +436,28 @@ async def test_bulk_is_one_statement_per_batch(world: World) -> None:
     await asyncio.gather(*(world.step(key, f"s{n}", n) for n in range(2, 102)))
     inserts = [text for text in told if "INSERT INTO agentflow_step" in text]
     assert len(inserts) == len(told) < 50
+
+
+async def test_what_is_alone_is_one_statement(world: World) -> None:
+    """One round trip: a step, and a signal to a run that waits for it."""
+    backend = world.store._writer._backend  # type: ignore[attr-defined]
+    first, second = await world.start(), await world.start()
+    await world.wait(first, a_wait(topic="first"))
+    await world.wait(second, a_wait(topic="second"))
+    await world.submit(SendSignal("warm-up", "first", "1", 1_500))
+    await world.step(second, "warm-up", 1)
+    told: list[str] = []
+    backend._connection.add_query_logger(lambda record: told.append(record.query))
+    assert await world.submit(SendSignal("s", "second", "1", 1_500)) == Delivered(second.run_id)
+    assert await world.step(second, "a", 2) == Done(mail=1)
+    signal, *step = told
+    assert "agentflow_signal" in signal
+    # It does not know of the mail: a transaction tells it.
+    assert step[0].lstrip().startswith("INSERT INTO agentflow_step")
+    assert len(step) > 1
+    told.clear()
+    assert await world.submit(CommitStep(second, a_step("b", 3), mail=1)) == Done(mail=1)
+    assert len(told) == 1
 
 
 async def _until_someone_waits(watcher: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from agentflow import cron
 from agentflow.errors import ConfigurationError
 from agentflow.timetable import SECOND, Schedule, checked_schedule
+from tests.faults.support import IS_FULL
 
 SAMPLE = (
     "Africa/Cairo",  # at midnight
@@ -35,8 +35,7 @@ SAMPLE = (
     "Pacific/Apia",  # a whole day is left out
     "Pacific/Chatham",  # a quarter past
 )
-EVERY_ZONE = os.environ.get("AGENTFLOW_TEST_EVERY_ZONE") == "1"
-YEARS = range(2006, 2031) if EVERY_ZONE else range(2011, 2019)
+YEARS = range(2006, 2031) if IS_FULL else range(2011, 2019)
 HOUR = 3600
 
 BY_THE_CLOCK = {
@@ -87,8 +86,9 @@ def every_zone() -> list[str]:
     return sorted(found.values())
 
 
+@pytest.mark.fault(22)
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", every_zone() if EVERY_ZONE else SAMPLE)
+@pytest.mark.parametrize("name", every_zone() if IS_FULL else SAMPLE)
 def test_every_nominal_time_comes_exactly_once_at_every_change_of_the_clocks(name: str) -> None:
     zone = ZoneInfo(name)
     for change in changes(zone):
@@ -100,8 +100,8 @@ def test_every_nominal_time_comes_exactly_once_at_every_change_of_the_clocks(nam
         for expr, (minutes, hours) in TIMES_OF_DAY.items():
             inner_begin, inner_end = begin + 2 * HOUR, end - 26 * HOUR  # where all that is needed is in sight
             due = {
-                _first_shown(shown, local)
-                for local in _locals(shown[begin].date(), shown[end - 60].date(), minutes, hours)
+                first_shown(shown, local)
+                for local in local_times(shown[begin].date(), shown[end - 60].date(), minutes, hours)
             }
             expected = sorted(t for t in due if t is not None and inner_begin <= t < inner_end)
             assert _times(expr, name, inner_begin, inner_end) == expected, (
@@ -110,13 +110,13 @@ def test_every_nominal_time_comes_exactly_once_at_every_change_of_the_clocks(nam
             )
 
 
-def _locals(first: date, last: date, minutes: Any, hours: Any) -> Iterator[datetime]:
+def local_times(first: date, last: date, minutes: Any, hours: Any) -> Iterator[datetime]:
     for day in range((last - first).days + 1):
         midnight = datetime.combine(first + timedelta(days=day), datetime.min.time())
         yield from (midnight + timedelta(hours=h, minutes=m) for h in hours for m in minutes)
 
 
-def _first_shown(shown: dict[int, datetime], local: datetime) -> int | None:
+def first_shown(shown: dict[int, datetime], local: datetime) -> int | None:
     """The first minute at which the clock shows it; else the first after it was left out."""
     if local <= shown[min(shown)]:
         return None

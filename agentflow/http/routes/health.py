@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from fastapi import Response
 
 from agentflow.http.api import Api
-from agentflow.http.problems import ProblemError
+from agentflow.http.problems import DATABASE_AWAY, ProblemError
 from agentflow.http.schemas import HealthBody, ReadyBody
 
 logger = logging.getLogger("agentflow.http")
+
+READY_SECONDS = 3.0
 
 
 def add_routes(api: Api) -> None:
@@ -22,10 +25,11 @@ def add_routes(api: Api) -> None:
         """The database answers too."""
         client = api.client
         try:
-            await client.store.queries.get_status("run_of_nobody")
+            async with asyncio.timeout(READY_SECONDS):
+                await client.store.queries.get_status("run_of_nobody")
         except Exception as error:
             logger.warning("the database does not answer", exc_info=error)
-            raise ProblemError("unavailable", "The database does not answer.") from error
+            raise ProblemError("unavailable", DATABASE_AWAY) from error
         return ReadyBody(worker="none" if client.local_worker is None else "running")
 
     async def metrics() -> Response:
