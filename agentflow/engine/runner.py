@@ -66,6 +66,8 @@ from agentflow.store.protocol import (
     StoredStep,
 )
 
+HAND_OVER_PATIENCE = 0.3
+"""Seconds that the code of a run may take to end before others may have the run, when the worker stops."""
 _COMMITS_OF_STEPS = frozenset((CommitStep, ResolveWait, CommitRace))
 
 
@@ -91,6 +93,8 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._verdict: Future[Verdict] = self._loop.create_future()
         self.branches: dict[Branch, None] = {}
+        self._told: set[Branch] = set()
+        """Those whose code has been told that the run leaves memory."""
         self._uncommitted = 0
         self.journal = Journal(claimed, host.settings)
         self._order = CallOrder(claimed.steps, claimed.attempts) if host.settings.strict_replay else None
@@ -123,14 +127,29 @@ class Runner:
         self.settling.close()
         self.waits.close()
         self.stream.flush() if isinstance(verdict, Returned | Raised) else self.stream.close()
+        if isinstance(verdict, Drained):
+            return await self._hand_over(verdict)
+        await self._unwind(verdict)
+        return await Conclusion(self).write(verdict)
+
+    async def _unwind(self, verdict: Verdict) -> None:
         if self.branches:
             await unwind(
                 self.branches,
                 self.settling.futures,
                 reason=self.unwinding,
                 cancel_bodies=self.bodies.cancel,
+                told=self._told if isinstance(verdict, Drained | Lost | Cancelled) else None,
+                is_writing=lambda: self._uncommitted > 0,
             )
-        return await Conclusion(self).write(verdict)
+
+    async def _hand_over(self, verdict: Verdict) -> Verdict:
+        """Others may have it soon, whatever the code's own clean-up still does."""
+        unwinding = asyncio.create_task(self._unwind(verdict))
+        await asyncio.wait([unwinding], timeout=HAND_OVER_PATIENCE)
+        verdict = await Conclusion(self).write(verdict)
+        await unwinding
+        return verdict
 
     def _poisoned(self) -> Poisoned:
         done = [step.key for step in self.claimed.steps]
@@ -191,6 +210,9 @@ class Runner:
 
     def unwinding(self) -> Suspend:
         """What takes the run's code down."""
+        branch = current_branch()
+        if branch is not None and branch.owner is self:
+            self._told.add(branch)
         return Suspend(f"run {self.run_id} leaves memory")
 
     def _begin(self) -> None:

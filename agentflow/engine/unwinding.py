@@ -30,11 +30,17 @@ async def unwind(
     *,
     reason: Callable[[], Suspend],
     cancel_bodies: Callable[[], None],
+    told: set[Branch] | None = None,
+    is_writing: Callable[[], bool] = lambda: False,
 ) -> None:
     """End every task of the run: what is blocked on the engine gets `Suspend`, what then is left is cancelled.
 
-    `finally` and `async with` blocks of user code run meanwhile, for ten seconds at most.
+    `finally` and `async with` blocks of user code run meanwhile, for ten seconds at most. With `told`, the branches
+    whose code knows already, one that is at something of its own and does not know is cancelled at once; but for a
+    write, whose answer comes soon.
     """
+    if told is not None:
+        told.update(branch for branch in branches if _state(branch, futures) is TaskState.WAITS)
     for future in list(futures):
         if not future.done():
             future.set_exception(reason())
@@ -47,6 +53,13 @@ async def unwind(
         states = {state_of(task, futures) for task in tasks}
         calm = 0 if TaskState.READY in states else calm + 1
         if calm < CALM_TURNS:
+            await asyncio.sleep(0)
+        elif told is not None and not is_writing() and (untold := _busy(branches, futures) - told):
+            for branch in untold:
+                assert branch.task is not None
+                branch.task.cancel()
+            told |= untold
+            calm = 0
             await asyncio.sleep(0)
         elif TaskState.BUSY in states:
             # Clean-up that talks to a network is left to end; who waits for it is left to wait.
@@ -67,6 +80,14 @@ async def unwind(
         logger.error(
             "a task of a run that was taken down does not end; it swallows its cancellation: %r", branch.task
         )
+
+
+def _busy(branches: dict[Branch, None], futures: set[Future[Any]]) -> set[Branch]:
+    return {branch for branch in branches if _state(branch, futures) is TaskState.BUSY}
+
+
+def _state(branch: Branch, futures: set[Future[Any]]) -> TaskState | None:
+    return None if branch.task is None else state_of(branch.task, futures)
 
 
 def _tasks(branches: dict[Branch, None]) -> list[asyncio.Task[Any]]:

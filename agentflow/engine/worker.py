@@ -38,6 +38,8 @@ logger = logging.getLogger("agentflow.engine")
 HAND_OVER_SECONDS = 1.0
 RETIRE_SECONDS = 2.0
 ORPHAN_INTERVAL_SECONDS = 5.0
+LONGEST_REAP_SECONDS = 1.0
+"""However long leases are: on SQLite a file lock tells at once that a worker is dead."""
 
 
 class Worker:
@@ -131,7 +133,7 @@ class Worker:
         self._reaper = Reaper(
             store,
             clock,
-            interval_seconds=max(0.3, settings.lease_seconds * RENEW_AT),
+            interval_seconds=min(max(0.3, settings.lease_seconds * RENEW_AT), LONGEST_REAP_SECONDS),
             on_reaped=self._wakeups.look_for_runs,
         )
 

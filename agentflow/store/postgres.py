@@ -29,7 +29,10 @@ from agentflow.store.operations_workers import (
 )
 from agentflow.store.postgres_backend import PostgresBackend, alive, drive
 from agentflow.store.postgres_connection import (
+    APPLICATION_NAME,
+    COMMAND_SECONDS,
     CONNECT_SECONDS,
+    IDLE_IN_TRANSACTION,
     abandon,
     connect,
     is_conflict,
@@ -71,6 +74,17 @@ _REAP = f"""
         ORDER BY id FOR UPDATE SKIP LOCKED
     )
     UPDATE agentflow_worker w SET epoch = w.epoch + 1, reaped_at = $1 FROM dead WHERE w.id = dead.id
+"""
+# A process stopped in a transaction keeps its locks, the fence of its lease among them. The server's own limit ends one
+# that is idle in it, but not one that stands between the two messages of a statement that is new to its connection
+# (ClientRead), nor one that does not fetch its rows (ClientWrite).
+_END_STUCK = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND application_name = $1 AND state = 'active'
+        AND pid <> pg_backend_pid() AND wait_event_type = 'Client' AND (
+            (wait_event = 'ClientRead' AND state_change < clock_timestamp() - $2::text::interval)
+            OR (wait_event = 'ClientWrite' AND state_change < clock_timestamp() - $3::text::interval)
+        )
 """
 
 
@@ -229,6 +243,11 @@ class PostgresStore:
 
         In one statement, a run that a dying worker's batch started meanwhile would be missed.
         """
+        await self._on_connection(
+            lambda connection: connection.execute(
+                _END_STUCK, APPLICATION_NAME, IDLE_IN_TRANSACTION, f"{COMMAND_SECONDS}s"
+            )
+        )
         await self._on_connection(lambda connection: connection.execute(_REAP, now))
         taken: list[str] = await self._transact(TakeOwnerless(now))
         return taken

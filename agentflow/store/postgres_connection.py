@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
+APPLICATION_NAME = "agentflow"
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
 """For each statement: long for a server that works, short for a connection that is dead."""
@@ -55,7 +56,7 @@ async def connect(
     `plans_once` where all that is asked goes by keys, so that one plan serves every value.
     """
     settings = {
-        "application_name": "agentflow",
+        "application_name": APPLICATION_NAME,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
         # A client that vanished from the network is noticed within a minute, not after the two hours of TCP's default,
         # and a session of it does not count any more.

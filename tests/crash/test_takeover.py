@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from agentflow.runs import RunStatus, StepStatus
 from tests.crash.flow import LEASE_SECONDS, make_app
-from tests.crash.processes import WorkerProcess, lines, workers
+from tests.crash.processes import lines, pause_outside_of_a_write, workers
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
 
@@ -77,14 +76,14 @@ async def test_a_stopped_worker_that_wakes_up_again_writes_nothing(database_url:
             while not any(_done_by(log, worker.pid) >= 2 for worker in both):
                 await asyncio.sleep(0.01)
             zombie, second = sorted(both, key=lambda worker: -_done_by(log, worker.pid))
-            await _pause_outside_of_a_write(zombie, database_url)
+            await pause_outside_of_a_write(zombie, database_url)
             result = await run.result(60)
             assert second.pid in result
             steps = (await app.runs.steps(run.id)).data
             zombie.resume()
             # It is told that it is nobody, drops what it was in, and goes on as somebody else: with the other one
             # stopped, only it can do this.
-            await _pause_outside_of_a_write(second, database_url)
+            await pause_outside_of_a_write(second, database_url)
             other = await app.start("count", {"steps": 1, "seconds": 0.1})
             assert set(await other.result(60)) == {zombie.pid}
             assert (await app.runs.steps(run.id)).data == steps
@@ -115,28 +114,6 @@ async def test_a_worker_killed_again_and_again_ends_every_run(
                 steps = (await app.runs.steps(run.id)).data
                 assert [step.status for step in steps] == [StepStatus.COMPLETED] * 17
     assert [len(result) for result in results] == [16] * 10
-
-
-async def _pause_outside_of_a_write(worker: WorkerProcess, database_url: str) -> None:
-    """A process stopped inside a write to SQLite keeps its peers out, until the operating system lets go."""
-    worker.pause()
-    while database_url.startswith("sqlite") and not _can_be_written(database_url.removeprefix("sqlite:///")):
-        worker.resume()
-        await asyncio.sleep(0.01)
-        worker.pause()
-
-
-def _can_be_written(path: str) -> bool:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=0.5)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except sqlite3.OperationalError:
-        return False
-    else:
-        return True
-    finally:
-        connection.close()
 
 
 def _done_by(log: Path, pid: int) -> int:

@@ -15,6 +15,7 @@ from agentflow.store.operations import apply
 from agentflow.store.operations_workers import Claim
 from agentflow.store.postgres import _REAP, _RENEW
 from agentflow.store.postgres_backend import alive, answer, drive
+from agentflow.store.postgres_connection import connect
 from agentflow.store.postgres_vectors import FENCE
 from agentflow.store.protocol import (
     CommitStep,
@@ -31,6 +32,7 @@ from agentflow.store.transaction import Transaction
 from tests.store.support import APP, FUNCTION, NEVER, World, a_step, a_wait, make_store, until, with_worker
 
 Connection = asyncpg.Connection
+REAPED_AT = "SELECT reaped_at FROM agentflow_worker WHERE id = $1"
 
 
 @pytest.fixture
@@ -122,6 +124,30 @@ async def test_the_reaper_leaves_a_worker_whose_batch_is_under_way(
     await transaction.commit()
     await locked
     assert await reaper.execute(_REAP, 2_000) == "UPDATE 1"
+
+
+async def test_a_worker_stopped_in_the_middle_of_a_statement_is_reaped(
+    world: World, postgres_ready: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the server it is active, waiting for the second message: no limit on idle transactions ends it."""
+    stopped = await connect(postgres_ready)
+    await hold_fence(stopped, world)
+    await stopped.prepare("SELECT $1::int + 1")
+    watcher = await asyncpg.connect(postgres_ready)
+    await expire(watcher, world)
+    state = "SELECT state, wait_event FROM pg_stat_activity WHERE pid = $1"
+    assert tuple(await watcher.fetchrow(state, stopped.get_server_pid())) == ("active", "ClientRead")
+    await world.store.reap(now=1_000)
+    assert await watcher.fetchval(REAPED_AT, world.worker) is None, "it has its five seconds"
+    monkeypatch.setattr("agentflow.store.postgres.IDLE_IN_TRANSACTION", "1ms")
+
+    async def is_reaped() -> bool:
+        await world.store.reap(now=2_000)
+        return await watcher.fetchval(REAPED_AT, world.worker) is not None
+
+    await until(is_reaped)
+    await until(stopped.is_closed)
+    await watcher.close()
 
 
 async def test_a_batch_that_waited_for_the_reaper_is_fenced(
