@@ -488,7 +488,7 @@ async def _open_store(settings: Settings) -> Store:
 
 async def _database_clock(store: Store) -> Clock:
     clock = OffsetClock()
-    clock.sync(await store.database_now())
+    await clock.read(store.database_now)
     return clock
 
 

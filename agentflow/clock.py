@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -12,6 +12,9 @@ from agentflow.errors import InvalidInput
 
 NEVER = 2**62
 """Later than every instant: the `ready_at` of what waits without a deadline."""
+
+DRIFT = 2_000
+"""Two clocks go apart by one microsecond in so many, at most: computers' do by a twentieth of that."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -47,13 +50,30 @@ class OffsetClock:
     ) -> None:
         self._monotonic_ns = monotonic_ns
         self._offset = (wall_ns() - monotonic_ns()) // 1000
+        self._error: int | None = None
+        self._synced_at = 0
 
     def now(self) -> int:
         return self._monotonic_ns() // 1000 + self._offset
 
+    async def read(self, database_now: Callable[[], Awaitable[int]]) -> None:
+        """Ask the database what time it is."""
+        asked_at = self._monotonic_ns()
+        now = await database_now()
+        self.sync(now, round_trip_micros=(self._monotonic_ns() - asked_at) // 1000)
+
     def sync(self, db_micros: int, *, round_trip_micros: int = 0) -> None:
-        """Take over the database's time, which was read in a round trip of that length."""
-        self._offset = db_micros + round_trip_micros // 2 - self._monotonic_ns() // 1000
+        """Take over the database's time, which was read at some instant of a round trip of that length.
+
+        So it may be wrong by half of it. One that may be more wrong than what is known is passed over, as on a busy
+        machine it would make things early; unless both cannot be right: then the database's clock was set.
+        """
+        at = self._monotonic_ns() // 1000
+        error = round_trip_micros // 2
+        offset = db_micros + error - at
+        known = None if self._error is None else self._error + (at - self._synced_at) // DRIFT
+        if known is None or error <= known or abs(offset - self._offset) > error + known:
+            self._offset, self._error, self._synced_at = offset, error, at
 
 
 class VirtualClock:

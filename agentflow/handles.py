@@ -280,7 +280,11 @@ class RunHandle(Generic[R]):
 
     async def _read_end(self) -> End:
         run = await self._store.queries.get_run(self.id)
-        assert run is not None, "a run that has ended is not removed at once"
+        if run is None:
+            raise NotFound(
+                f"there is no run {self.id} any more: it had ended, and was removed before its result was read "
+                "(Settings.retention is how long what has ended is kept)"
+            )
         error = None if run.error is None else run.error.model_dump_json()
         return End(run.id, run.status, json.dumps(run.output), error, run.reason)
 

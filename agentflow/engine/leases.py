@@ -136,9 +136,7 @@ class Reaper:
     async def run_once(self) -> list[str]:
         if isinstance(self._clock, OffsetClock):
             # What is due is told by the database's clock; ours drifts away from it.
-            asked_at = time.monotonic_ns()
-            now = await self._store.database_now()
-            self._clock.sync(now, round_trip_micros=(time.monotonic_ns() - asked_at) // 1000)
+            await self._clock.read(self._store.database_now)
         reaped = await self._store.reap(now=self._clock.now())
         if reaped:
             logger.info("took over %d run(s) of workers that are gone", len(reaped))

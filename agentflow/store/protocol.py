@@ -904,7 +904,7 @@ class Queries(Protocol):
     async def get_origin(self, run_id: str) -> Origin | None: ...
 
     async def list_ended(self, run_ids: Collection[str]) -> list[str]:
-        """Those of the runs that have ended."""
+        """Those of the runs that have ended; of one that is not there any more this is so too."""
         ...
 
     async def list_runs(

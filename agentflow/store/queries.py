@@ -113,8 +113,9 @@ class SqlQueries:
         wanted = list(run_ids)
         for first in range(0, len(wanted), _MOST_IDS):
             some = wanted[first : first + _MOST_IDS]
-            rows = await self._rows(select(run.id).where(run.id.in_(some), run.status >= Status.COMPLETED))
-            ended += [row["id"] for row in rows]
+            rows = await self._rows(select(run.id).where(run.id.in_(some), run.status < Status.COMPLETED))
+            live = {row["id"] for row in rows}
+            ended += [run_id for run_id in some if run_id not in live]
         return ended
 
     async def list_runs(

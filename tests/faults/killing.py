@@ -122,7 +122,7 @@ class Killer:
 
     async def kill(self, times: int, *, workers: int) -> None:
         """Kill one of so many every 0.3 to 1 s; with one worker, so long after it has begun to work."""
-        self.live = [await self.group.start(*self.arguments) for _ in range(workers)]
+        self.live = await asyncio.gather(*[self.group.start(*self.arguments) for _ in range(workers)])
         for _ in range(times):
             victim = self.rng.choice(self.live)
             if workers == 1:

@@ -68,7 +68,7 @@ async def test_what_a_live_run_needs_is_kept_while_all_else_is_removed_every_sec
     database_url: str, tmp_path: Path, report: Report
 ) -> None:
     kills, plain, others = (100, 600, 20) if IS_FULL else (4, 6, 1)
-    keep = 6.0 if IS_FULL else 3.0  # what has ended is read by who waits for it within this time
+    keep = 20.0 if IS_FULL else 4.0  # what has ended is read by who waits for it within this time
     log, rng = tmp_path / "log", random.Random(FIRST_SEED)
     app = make_app(database_url, str(log))
     began = time.monotonic()

@@ -33,11 +33,11 @@ async def test_workers_whose_clocks_differ_by_two_hours_agree_about_what_is_due(
 ) -> None:
     log, rng = tmp_path / "log", random.Random(FIRST_SEED)
     app = make_app(postgres_url, str(log))
-    plain, others = (200, 20) if IS_FULL else (6, 1)
-    sleepers, seconds, naps = (300, 60.0, 2.0) if IS_FULL else (20, 1.0, 1.0)
+    plain, others = (200, 20) if IS_FULL else (4, 1)
+    sleepers, seconds, naps = (300, 60.0, 2.0) if IS_FULL else (10, 0.5, 1.0)
     with workers(postgres_url, log, module=MODULE) as group:
-        for hours in (1, -1, 0):
-            await group.start(f"hours={hours}", f"lease_seconds={LEASE_SECONDS}")
+        settings = f"lease_seconds={LEASE_SECONDS}"
+        await asyncio.gather(*[group.start(f"hours={hours}", settings) for hours in (1, -1, 0)])
         async with app:
             load = Load(app, rng)
             load.release_keepers.set()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from agentflow.app import App
 from agentflow.context import Context
 from agentflow.engine.retention import Retention, sweep
+from agentflow.errors import NotFound
 from agentflow.events import Event
 from agentflow.flow import Debounce, RateLimit
 from agentflow.step import Step
@@ -98,6 +102,33 @@ async def test_what_a_live_run_needs_stays(database_url: str) -> None:
         assert await run.result() == "done"
         await h.advance("1s")
         assert await prune(h, days=0) == (3, 0)
+
+
+async def test_who_waits_for_a_run_that_is_removed_before_it_was_looked_at_is_told(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, elsewhere = make_app(), App("t", database_url=database_url)
+    async with harness(app, database_url=database_url) as h, elsewhere:
+        run = await h.start("parent", {})
+        await h.idle()
+        queries = elsewhere.client.store.queries
+        look, removed, looked = queries.list_ended, asyncio.Event(), asyncio.Event()
+
+        async def look_too_late(run_ids: Collection[str]) -> list[str]:
+            looked.set()
+            await removed.wait()
+            return await look(run_ids)
+
+        monkeypatch.setattr(queries, "list_ended", look_too_late)
+        waiting = asyncio.create_task(elsewhere.runs.handle(run.id).result(20))
+        await looked.wait()
+        await h.signal("go")
+        await h.idle()
+        await h.advance("1s")
+        assert await prune(h, days=0) == (3, 0)
+        removed.set()
+        with pytest.raises(NotFound, match="removed before its result was read"):
+            await waiting
 
 
 async def test_an_event_stays_as_long_as_its_id_counts_and_as_the_run_that_it_started(

@@ -41,6 +41,28 @@ def test_half_of_the_round_trip_is_added_to_the_databases_time() -> None:
     assert clock.now() == 10 * SECOND + 250
 
 
+def test_a_reading_that_took_long_is_passed_over_until_the_clocks_may_have_gone_apart_as_far() -> None:
+    nanos = 0
+    clock = OffsetClock(monotonic_ns=lambda: nanos, wall_ns=lambda: 0)
+    clock.sync(10 * SECOND, round_trip_micros=1_000)
+    assert clock.now() == 10 * SECOND + 500
+    nanos = 1_000_000_000
+    clock.sync(11 * SECOND - 100_000, round_trip_micros=400_000)
+    assert clock.now() == 11 * SECOND + 500, "half of the long round trip would be too much"
+    clock.sync(11 * SECOND, round_trip_micros=900)
+    assert clock.now() == 11 * SECOND + 450
+    nanos = 801 * 10**9
+    clock.sync(811 * SECOND - 100_000, round_trip_micros=400_000)
+    assert clock.now() == 811 * SECOND + 100_000, "after 800 s this is as good"
+
+
+def test_a_databases_clock_that_was_set_is_followed_however_long_the_reading_took() -> None:
+    clock = OffsetClock(monotonic_ns=lambda: 0, wall_ns=lambda: 0)
+    clock.sync(3600 * SECOND, round_trip_micros=1_000)
+    clock.sync(1800 * SECOND, round_trip_micros=400_000)
+    assert clock.now() == 1800 * SECOND + 200_000
+
+
 def test_a_virtual_clock_moves_only_by_hand_and_tells_its_listeners() -> None:
     clock = VirtualClock(1000)
     heard: list[int] = []
