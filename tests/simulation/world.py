@@ -162,6 +162,7 @@ class World:
         self.faults = Faults(rng, self.loop, is_calm=True) if is_calm else Faults.drawn(rng, self.loop)
         self.oracle = Oracle(path, self.loop, rng)
         self.is_over = False
+        self._is_decided = False
         self.processes: list[Process] = []
         self.roots: list[Root] = []
         self._settings = Settings(durability="process", lease_seconds=LEASE, strict_replay=True)
@@ -192,7 +193,6 @@ class World:
             self.loop.run_forever()
             if self.oracle.violation is None:
                 story.result()
-                self.oracle.check_end(self.roots)
         except Stuck as error:
             self.oracle.fail(str(error))
         for unhandled in self.loop.unhandled:
@@ -223,17 +223,18 @@ class World:
             root = Root(f"r{n}-", plan, signals)
             self.roots.append(root)
             tasks.append(asyncio.create_task(self._see_through(driver, root)))
-        beside = [asyncio.create_task(self._decide(driver))]
+        deciding = asyncio.create_task(self._decide(driver))
         if self.rng.random() < 0.15:
-            beside.append(asyncio.create_task(self._pause_something(driver)))
+            tasks.append(asyncio.create_task(self._pause_something(driver)))
         await asyncio.gather(*tasks)
         while not self.oracle.all_have_ended:
             await self._wait(0.25)
-        for task in beside:
-            task.cancel()
-            # One that has failed says so.
-            await asyncio.wait([task])
-            assert task.cancelled() or task.result() is None
+        # Not cancelled: a decision may be committed whose answer is still on its way.
+        self._is_decided = True
+        await deciding
+        while not self.oracle.all_have_ended:  # a schedule may have ticked
+            await self._wait(0.25)
+        self.oracle.check_end(self.roots)
 
     async def _wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -290,7 +291,7 @@ class World:
     async def _decide(self, driver: Process) -> None:
         """Two people decide each approval, one for it and one against: whoever is first."""
         seen: set[str] = set()
-        while True:
+        while not self._is_decided:
             await asyncio.sleep(0.5)
             for approval_id, _ in self.oracle.open_approvals():
                 if approval_id not in seen:
@@ -314,10 +315,8 @@ class World:
         function, app = self.rng.choice(["follows", "one-by-one", *(self.about or ())]), self.app.id
         self.oracle.has_pauses = True
         await driver.store.submit(PauseFunction(app, function, driver.client.clock.now()))
-        try:
-            await asyncio.sleep(self.rng.random() * 4)
-        finally:
-            await driver.store.submit(PauseFunction(app, function, driver.client.clock.now(), resume=True))
+        await asyncio.sleep(self.rng.random() * 4)
+        await driver.store.submit(PauseFunction(app, function, driver.client.clock.now(), resume=True))
 
     async def _start(self, root: Root) -> str | None:
         """By one of the processes, which may die of it: the key sees to it that there is one run."""
