@@ -1,7 +1,8 @@
 """Schedules across a change of the clocks, with three schedulers at once and others that are killed: each time once.
 
 What has to come is found by a walk through every minute (tests/values/test_timetable.py), not by the engine's own
-arithmetic. In full every zone of the IANA database whose clocks change, at its last change forward and its last back.
+arithmetic. In full every zone of the IANA database whose clocks change, at its last change forward and its last back;
+on PostgreSQL a third of these.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ async def test_around_a_change_of_the_clocks_each_time_has_one_run_whoever_looks
 ) -> None:
     rng, began = random.Random(FIRST_SEED), time.perf_counter()
     every = all_changes()
-    if not IS_FULL and not database_url.startswith("sqlite"):
-        every = every[::3]
+    if not database_url.startswith("sqlite"):
+        every = every[::3]  # the arithmetic is the same there; what differs is who wins
     kills = runs = 0
     async with forks("tests.crash.zone_ticking") as children:
         for name, change in every:

@@ -41,7 +41,7 @@ from agentflow.store.protocol import (
 from tests.faults.load import Load
 from tests.faults.network import Fate, Network, network_to
 from tests.faults.reporting import Report
-from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
+from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, ignore_what_the_driver_forgot, read_rows
 from tests.store.support import NEVER, World, a_run, a_step, a_wait, fresh, make_store, until, with_worker
 
 ANSWER_SECONDS = 0.2
@@ -313,16 +313,3 @@ async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chanc
             f"{cuts} times all connections were cut, {silences} times all fell silent ({silenced}): 0 bad; "
             f"{load.twice} bodies ran twice, at most {load.longest_silence:.1f} s without a step"
         )
-
-
-def ignore_what_the_driver_forgot() -> None:
-    """asyncpg leaves a future behind when a connection is lost in the instant in which its own time limit is over."""
-    loop = asyncio.get_running_loop()
-    others = loop.get_exception_handler()
-    assert others is not None, "the test runner's"
-
-    def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if str(context.get("exception")) != "unexpected connection_lost() call":
-            others(loop, context)
-
-    loop.set_exception_handler(hear)

@@ -8,7 +8,6 @@ it is to grow only by what is written meanwhile.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 import signal
@@ -87,8 +86,6 @@ def take_copy(processes: Sequence[WorkerProcess], path: Path, log: Path, folder:
     for process in processes:
         process.pause()
     try:
-        for process in processes:
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
         for file in (path, path.with_name(f"{path.name}-wal")):
             shutil.copy(file, folder / file.name)
         return [line.split(" ") for line in lines(log)]

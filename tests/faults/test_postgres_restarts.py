@@ -21,7 +21,7 @@ from agentflow.settings import Settings
 from agentflow.step import Step
 from tests.faults.load import Load
 from tests.faults.reporting import Report
-from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
+from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, ignore_what_the_driver_forgot, read_rows
 from tests.postgres_server import PostgresServer
 
 LOADED_SECONDS = 300 if IS_FULL else 4
@@ -84,6 +84,7 @@ async def end_some_connections(url: str, rng: random.Random) -> int:
 async def test_nothing_is_lost_while_the_server_crashes_and_connections_are_ended(
     server: PostgresServer, own_postgres: str, report: Report
 ) -> None:
+    ignore_what_the_driver_forgot()
     rng = random.Random(FIRST_SEED)
     went_on_after: list[float] = []
     began = time.monotonic()
@@ -126,6 +127,7 @@ async def test_a_sender_rides_over_an_outage(
     server: PostgresServer, own_postgres: str, report: Report
 ) -> None:
     """Everything that is asked while the server is away is answered when it is back, once."""
+    ignore_what_the_driver_forgot()
     async with make_app(own_postgres).running(), make_app(own_postgres) as sender:
         first = await sender.start("wait", "first")
         while (await first.status()) != "waiting":
@@ -181,6 +183,7 @@ async def test_what_is_given_up_while_the_server_is_away_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Reads after a while, writes when the app is closed; by an error of agentflow, never one of the driver."""
+    ignore_what_the_driver_forgot()
     monkeypatch.setattr("agentflow.store.queries.PATIENCE", 0.3)
     monkeypatch.setattr("agentflow.store.loop_writer.CLOSE_PATIENCE", 0.1)
     caplog.set_level(logging.CRITICAL, "agentflow")

@@ -25,7 +25,7 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.oracle import Violation
 from tests.simulation.world import Simulation
 
-_SEEDS = "4000" if IS_FULL else "500" if os.environ.get("CI") else "100"
+_SEEDS = "3000" if IS_FULL else "500" if os.environ.get("CI") else "100"
 SEEDS = int(os.environ.get("AGENTFLOW_SIMULATION_SEEDS") or _SEEDS)
 FIRST = int(os.environ.get("AGENTFLOW_SIMULATION_FIRST", "1"))
 SEEDS_FOR_A_MUTANT = 500

@@ -22,6 +22,7 @@ from agentflow.settings import Settings
 from agentflow.store.protocol import CancelRun, Decide, DecisionResult, PauseFunction, RegisterFunctions
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_schema import prepare
+from tests.simulation.faults import CALM_AFTER, Faults
 from tests.simulation.loop import NumberedTask, SimulatedLoop, Stuck, VirtualTime, current_process
 from tests.simulation.oracle import Oracle, Violation
 from tests.simulation.plans import AGAIN, PERHAPS, Node, Plan, fits, generate, make_app
@@ -29,8 +30,6 @@ from tests.simulation.process import Killed, Process, SimulatedHeartbeat, Simula
 from tests.simulation.traffic import KINDS, letters
 
 LEASE = 4.0
-CALM_AFTER = 14.0
-"""From then on nothing is broken any more: what has not ended has to."""
 GIVE_UP_AFTER = 95.0
 POINTS = (
     "before_claim",
@@ -73,80 +72,6 @@ class Story(NamedTuple):
     seconds: float
 
 
-@dataclass
-class Faults:
-    """What the seed breaks."""
-
-    rng: random.Random
-    loop: SimulatedLoop
-    is_calm: bool = False
-    refused: float = 0.0
-    lost_answers: float = 0.0
-    lost_beats: float = 0.0
-    lost_notices: float = 0.0
-    slowness: float = 0.0
-    kills_left: int = 0
-    stops_left: int = 0
-    kills: int = 0
-    stops: int = 0
-    kill_at_commit: float = 0.0
-
-    @classmethod
-    def drawn(cls, rng: random.Random, loop: SimulatedLoop) -> Faults:
-        return cls(
-            rng,
-            loop,
-            refused=rng.choice([0, 0, 0.02, 0.1]),
-            lost_answers=rng.choice([0, 0.03, 0.15]),
-            lost_beats=rng.choice([0, 0, 0.2, 0.7]),
-            lost_notices=rng.choice([0, 0.3, 1]),
-            slowness=rng.choice([0, 0.05, 0.3]),
-            # Five crashes with nothing between them are poison.
-            kills_left=rng.choice([0, 1, 2]),
-            stops_left=rng.choice([0, 1, 2]),
-            kill_at_commit=rng.choice([0, 0.02, 0.08]),
-        )
-
-    @property
-    def _are_over(self) -> bool:
-        return self.is_calm or self.loop.time() > CALM_AFTER
-
-    def of_commit(self, process: Process) -> str | None:
-        if self._are_over:
-            return None
-        drawn = self.rng.random()
-        if drawn < self.refused:
-            return "refused"
-        if drawn > 1 - self.lost_answers:
-            return "answer lost"
-        if process.worker is not None and self.kills_left and self.rng.random() < self.kill_at_commit:
-            self.note_kill()
-            return self.rng.choice(["killed before", "killed after"])
-        return None
-
-    def note_kill(self) -> None:
-        self.kills_left -= 1
-        self.kills += 1
-
-    def pause(self) -> float:
-        """Of a commit, an answer, a thread."""
-        if self.slowness and not self._are_over and self.rng.random() < self.slowness:
-            return self.rng.choice([0.05, 0.4, 2.0])
-        return self.rng.choice([0.0, 0.0, 0.0005, 0.003])
-
-    def outage(self) -> float:
-        return self.rng.choice([0.001, 0.02, 0.5, 3.0])
-
-    def is_beat_lost(self) -> bool:
-        return not self._are_over and self.rng.random() < self.lost_beats
-
-    def notice(self) -> float | None:
-        """When another process sees a write, if it does."""
-        if not self._are_over and self.rng.random() < self.lost_notices:
-            return None
-        return self.rng.choice([0.001, 0.05, 0.2])
-
-
 class World:
     """See the module."""
 
@@ -162,9 +87,9 @@ class World:
         self.faults = Faults(rng, self.loop, is_calm=True) if is_calm else Faults.drawn(rng, self.loop)
         self.oracle = Oracle(path, self.loop, rng)
         self.is_over = False
+        self._is_decided = False
         self.processes: list[Process] = []
         self.roots: list[Root] = []
-        self._deciding = False
         self._settings = Settings(durability="process", lease_seconds=LEASE, strict_replay=True)
         self.engine_commit: Engine = lambda commit, operations: commit(operations)
         """Replaced by mutants of the writer."""
@@ -193,7 +118,6 @@ class World:
             self.loop.run_forever()
             if self.oracle.violation is None:
                 story.result()
-                self.oracle.check_end(self.roots)
         except Stuck as error:
             self.oracle.fail(str(error))
         for unhandled in self.loop.unhandled:
@@ -225,18 +149,22 @@ class World:
             self.roots.append(root)
             tasks.append(asyncio.create_task(self._see_through(driver, root)))
         # To the end: who sends last finds a worker too.
-        beside = [asyncio.create_task(self._bring_trouble()), asyncio.create_task(self._decide(driver))]
+        trouble = asyncio.create_task(self._bring_trouble())
+        deciding = asyncio.create_task(self._decide(driver))
         if self.rng.random() < 0.15:
-            beside.append(asyncio.create_task(self._pause_something(driver)))
+            tasks.append(asyncio.create_task(self._pause_something(driver)))
         await asyncio.gather(*tasks)
-        # A run may go on by a decision whose answer is lost, and end before the next try has one.
-        while self._deciding or not self.oracle.all_have_ended:
+        while not self.oracle.all_have_ended:
             await self._wait(0.25)
-        for task in beside:
-            task.cancel()
-            # One that has failed says so.
-            await asyncio.wait([task])
-            assert task.cancelled() or task.result() is None
+        # Not cancelled: a decision may be committed whose answer is still on its way.
+        self._is_decided = True
+        await deciding
+        while not self.oracle.all_have_ended:  # a schedule may have ticked
+            await self._wait(0.25)
+        self.oracle.check_end(self.roots)
+        trouble.cancel()
+        await asyncio.wait([trouble])
+        assert trouble.cancelled() or trouble.result() is None
 
     async def _wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -293,16 +221,14 @@ class World:
     async def _decide(self, driver: Process) -> None:
         """Two people decide each approval, one for it and one against: whoever is first."""
         seen: set[str] = set()
-        while True:
+        while not self._is_decided:
             await asyncio.sleep(0.5)
             for approval_id, _ in self.oracle.open_approvals():
                 if approval_id not in seen:
                     seen.add(approval_id)
                     ana = self._decide_as(driver, approval_id, Approve(), "ana")
                     bo = self._decide_as(driver, approval_id, Deny(), "bo")
-                    self._deciding = True
                     await asyncio.gather(ana, bo)
-                    self._deciding = False
 
     async def _decide_as(self, driver: Process, approval_id: str, decision: DecisionInput, who: str) -> None:
         await asyncio.sleep(self.rng.choice([0.0, 0.0, 0.002, 0.3]))
@@ -319,10 +245,8 @@ class World:
         function, app = self.rng.choice(["follows", "one-by-one", *(self.about or ())]), self.app.id
         self.oracle.has_pauses = True
         await driver.store.submit(PauseFunction(app, function, driver.client.clock.now()))
-        try:
-            await asyncio.sleep(self.rng.random() * 4)
-        finally:
-            await driver.store.submit(PauseFunction(app, function, driver.client.clock.now(), resume=True))
+        await asyncio.sleep(self.rng.random() * 4)
+        await driver.store.submit(PauseFunction(app, function, driver.client.clock.now(), resume=True))
 
     async def _start(self, root: Root) -> str | None:
         """By one of the processes, which may die of it: the key sees to it that there is one run."""

@@ -104,7 +104,7 @@ async def test_the_scripts_make_what_the_rows_say(database_url: str) -> None:
     else:
         from agentflow.store.postgres_schema import make_engine
 
-        pool = make_engine(database_url, pooled=False)
+        pool = make_engine(database_url)
         async with pool.connect() as reader:
             assert await reader.run_sync(differences) == []
         await pool.dispose()

@@ -257,7 +257,8 @@ async def test_many_lives_at_once_go_as_one_by_one(world: World) -> None:
         CommitStep(keys[0], a_step("late", 2)),
         Finish(keys[1], Status.COMPLETED, "2", None, None, 2_000),
     ]
-    outcomes = await asyncio.gather(*map(world.store.submit, operations))
+    # From tasks: what one submits while others are to run waits for them.
+    outcomes = await asyncio.gather(*map(world.submit, operations))
     answers = iter(outcomes)
     assert [next(answers) for _ in plain] == [Started(run.id, True, 1) for run in plain]
     assert next(answers) == Started("queued", True, 0)
