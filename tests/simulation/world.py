@@ -137,7 +137,8 @@ class World:
         await driver.store.submit(RegisterFunctions(infos, driver.client.clock.now()))
         for _ in range(self.rng.choice([1, 2, 2, 3])):
             self.add_process()
-        tasks = [asyncio.create_task(self._bring_trouble())]
+        trouble = asyncio.create_task(self._bring_trouble())
+        tasks = []
         kinds = self.rng.sample(list(KINDS), self.rng.choice([0, 0, 1, 1, 1, 2]))
         kinds = kinds if self.about is None else list(self.about)
         for kind in kinds:
@@ -160,6 +161,8 @@ class World:
         while not self.oracle.all_have_ended:  # a schedule may have ticked
             await self._wait(0.25)
         self.oracle.check_end(self.roots)
+        assert not trouble.done(), trouble.result()
+        trouble.cancel()
 
     async def _wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -274,7 +277,7 @@ class World:
     async def _bring_trouble(self) -> None:
         if self.rng.random() < 0.4 and self.faults.kills_left:
             crashpoints.arm(self.rng.choice(POINTS), self.rng.randint(1, 8), self._die_here)
-        while not self._is_done():
+        while True:
             await self._wait(self.rng.random() * 2.5)
             workers = [process for process in self.processes if process.worker is not None and process.works]
             if self.loop.time() > CALM_AFTER:
@@ -288,9 +291,6 @@ class World:
                         self._stop(self.rng.choice(workers))
             if not workers:
                 self.add_process()
-
-    def _is_done(self) -> bool:
-        return all(root.run_id is not None for root in self.roots) and self.oracle.all_have_ended
 
     def _stop(self, process: Process) -> None:
         self.faults.stops_left -= 1
