@@ -8,6 +8,7 @@ else to do in this turn is committed on the spot. Everything else is the thread'
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
@@ -159,7 +160,11 @@ class Writer:
         finally:
             self._one_at_a_time.release()
         point("before_acknowledge")
-        self._acknowledge(batch, outcomes, hints)
+        acknowledge(batch, outcomes)
+        if hints:
+            # Who submitted may be a run's own task: what listeners begin must not be taken for the run's.
+            assert self._loop is not None
+            self._loop.call_soon(self._listener, hints, context=contextvars.Context())
 
     def _hand_over(self, batch: list[Submission]) -> None:
         if self._ended is not None and self._ended.done():
@@ -171,9 +176,6 @@ class Writer:
 
     def _take_back(self, batch: Sequence[Submission], outcomes: list[Any], hints: list[Hint]) -> None:
         self._at_the_thread -= len(batch)
-        self._acknowledge(batch, outcomes, hints)
-
-    def _acknowledge(self, batch: Sequence[Submission], outcomes: list[Any], hints: list[Hint]) -> None:
         acknowledge(batch, outcomes)
         if hints:
             self._listener(hints)

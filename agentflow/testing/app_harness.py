@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -140,7 +141,10 @@ class Harness:
             await self._started.wait()
             await worker.crash()
 
-        self._burial = asyncio.create_task(crash(), name="agentflow-burial")
+        # Not by the loop: the point may have been passed in a task of a run, and would make it one of the run's.
+        self._burial = contextvars.Context().run(
+            lambda: asyncio.Task(crash(), loop=self.loop, name="agentflow-burial")
+        )
 
     async def _buried(self) -> None:
         """Nothing of a worker that crashed is left in this process."""

@@ -213,11 +213,25 @@ async def test_hints_are_told_after_the_outcome_and_a_broken_listener_hurts_nobo
     world.store.subscribe(broken)
     forget = world.store.subscribe(lambda hint: None if hint.kind is HintKind.ANY else heard.append(hint))
     run_id = await world.queue()
+    await asyncio.sleep(0)  # a turn of the loop later
     assert heard == [Hint(HintKind.READY)]
     forget()
     await world.submit(Finish((await world.claim_one()).key, Status.COMPLETED, "1", None, None, 2_000))
+    await asyncio.sleep(0)
     assert heard == [Hint(HintKind.READY)]
     assert Hint(HintKind.ENDED, run_id) in world.hints
+
+
+async def test_hints_are_told_outside_of_the_task_that_wrote(world: World) -> None:
+    """It may be a run's, and whatever a listener begins would be taken for a branch of it."""
+    tasks: list[object] = []
+    world.store.subscribe(lambda hint: tasks.append(asyncio.current_task()))
+    for _ in range(3):
+        await world.queue()
+    await asyncio.sleep(0)
+    assert tasks
+    # The writer of PostgreSQL is a task of its own.
+    assert asyncio.current_task() not in tasks
 
 
 @pytest.mark.parametrize("point", ["before_commit", "after_commit", "before_acknowledge"])
