@@ -82,7 +82,9 @@ class World:
     hints: list[Hint] = field(default_factory=list)
 
     async def submit(self, operation: Any) -> Any:
-        return await self.store.submit(operation)
+        outcome = await self.store.submit(operation)
+        await asyncio.sleep(0)  # hints come a turn of the loop later
+        return outcome
 
     async def start(self, run_id: str | None = None, **changes: Any) -> RunKey:
         """A run that is running and owned by the worker."""

@@ -100,6 +100,7 @@ async def test_a_dead_worker_is_fenced_and_its_runs_are_taken_over(world: World)
     await world.store.abandon_worker(dying.worker)
     await expire_leases(world.store, keep=world.worker)
     assert await world.store.reap(now=1_900) == [key.run_id]
+    await asyncio.sleep(0)  # hints come a turn of the loop later
     assert Hint(HintKind.READY) in world.hints
     assert await world.store.reap(now=1_900) == []
     assert isinstance(await dying.step(key, "b", 2), Fenced)
