@@ -6,6 +6,7 @@ See `providers/README.md` in the repository for a whole provider in forty lines.
 from agentflow.models.clients import imported, shared_client
 from agentflow.models.failures import exception_failure, status_failure, stream_failure
 from agentflow.models.messages import (
+    ImagePart,
     Message,
     OpaquePart,
     Origin,
@@ -50,6 +51,7 @@ __all__ = [
     "Delta",
     "Failure",
     "FinishReason",
+    "ImagePart",
     "Item",
     "LookupModel",
     "Message",

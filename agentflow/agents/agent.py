@@ -10,21 +10,21 @@ from typing import Any, Generic, Union, cast
 from typing_extensions import TypeVar
 
 from agentflow.agents.guardrails import GuardFunction, Guardrail, as_guardrails
-from agentflow.agents.handoffs import handoff_name
 from agentflow.agents.limits import Limits
 from agentflow.agents.loop import Loop
+from agentflow.agents.mcp import McpServer
 from agentflow.agents.result import AgentResult, Prompt
 from agentflow.agents.stream import AgentStream
 from agentflow.agents.subagents import AgentInput, AgentTool
 from agentflow.agents.surroundings import DepsFactory
 from agentflow.agents.tools import Tool, ToolLike, as_tools
+from agentflow.agents.toolset import check_names
 from agentflow.codec import codec_for
 from agentflow.context import Context
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Function
 from agentflow.inference import check_billing
 from agentflow.models.ledger import Billing
-from agentflow.models.output import FINAL_ANSWER
 from agentflow.models.registry import ModelLike
 from agentflow.models.response import ModelSettings
 from agentflow.step import Step, scoped
@@ -57,7 +57,7 @@ class Agent(Generic[T, Deps]):
         *,
         model: ModelLike,
         instructions: Instructions | None = None,
-        tools: Sequence[ToolLike] = (),
+        tools: Sequence[ToolLike | McpServer] = (),
         output: type[T] | UnionType = cast("type[T]", str),  # noqa: B008 - a cast is no call
         handoffs: Sequence[Agent[Any, Any]] = (),
         limits: Limits | None = None,
@@ -73,7 +73,8 @@ class Agent(Generic[T, Deps]):
         self.name = name
         self.model = model
         self.instructions = instructions
-        self.tools: tuple[Tool[..., Any], ...] = as_tools(tools, of=f"agent {name!r}")
+        own, self.servers = _own_and_servers(tools)
+        self.tools: tuple[Tool[..., Any], ...] = as_tools(own, of=f"agent {name!r}")
         self.output: Any = output
         self.handoffs: tuple[Agent[Any, Any], ...] = tuple(handoffs)
         self.limits = limits or Limits()
@@ -122,9 +123,9 @@ class Agent(Generic[T, Deps]):
 
     def override(self, **changes: Any) -> Agent[T, Deps]:
         """The same agent but for these arguments of `Agent(...)`: `agent.override(model="openai:gpt-5-mini")`."""
-        given: dict[str, Any] = {
-            name: changes.pop(name, getattr(self, name)) for name in _ARGUMENTS if name != "name"
-        }
+        current = {name: getattr(self, name) for name in _ARGUMENTS if name != "name"}
+        current["tools"] = (*self.tools, *self.servers)
+        given: dict[str, Any] = {name: changes.pop(name, value) for name, value in current.items()}
         if changes:
             raise ConfigurationError(
                 f"agent {self.name!r} has no {', '.join(map(repr, changes))} to override"
@@ -177,13 +178,11 @@ class Agent(Generic[T, Deps]):
         for other in self.handoffs:
             if not isinstance(other, Agent):
                 raise ConfigurationError(f"agent {self.name!r}: handoffs={other!r}: give agents")
-        names = [*(tool.name for tool in self.tools), *(handoff_name(other.name) for other in self.handoffs)]
+        names = [server.name for server in self.servers]
         for name in names:
-            if names.count(name) > 1 or name == FINAL_ANSWER:
-                why = "is the tool of the structured output" if name == FINAL_ANSWER else "is there twice"
-                raise ConfigurationError(
-                    f"agent {self.name!r}: the tool name {name!r} {why}: give another name="
-                )
+            if names.count(name) > 1:
+                raise ConfigurationError(f"agent {self.name!r} has two MCP servers called {name!r}")
+        check_names(self, self.tools)
         codec_for(self.output)  # raises for what has no JSON form
 
 
@@ -228,6 +227,16 @@ class AgentFunction(Function[AgentInput, Any]):
             related=tuple(agent.related),
         )
         self.checks_of_tools = {tool.name: tool.validate for tool in agent.tools}
+
+
+def _own_and_servers(
+    given: Sequence[ToolLike | McpServer],
+) -> tuple[Sequence[ToolLike], tuple[McpServer, ...]]:
+    """Tools apart from the servers that will tell of theirs."""
+    if not isinstance(given, list | tuple):
+        return cast("Sequence[ToolLike]", given), ()  # refused by who reads it
+    servers = tuple(item for item in given if isinstance(item, McpServer))
+    return [item for item in given if not isinstance(item, McpServer)], servers
 
 
 def check_thread(thread: str | None) -> None:

@@ -19,6 +19,7 @@ from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
 from agentflow.agents.result import AgentResult, Prompt, T
 from agentflow.agents.subagents import AgentTool, Delegated
 from agentflow.agents.surroundings import Surroundings
+from agentflow.agents.toolset import Toolset
 from agentflow.codec import Codec, codec_for
 from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
 from agentflow.inference import Asked, DeltaListener, ask_model, check_unchanged
@@ -83,6 +84,7 @@ class Loop(Generic[T]):
         self._steps: list[str] = []
         self._pins: dict[str, Pinned] = {}
         self._around: dict[str, Surroundings] = {}
+        self._tools = Toolset(step)
         self._unpaid: list[str] = []
         self._started_at: int | None = None
 
@@ -150,6 +152,7 @@ class Loop(Generic[T]):
         """The model's next answer. Raises `OutputInvalid`, `BudgetExceeded`, `ProviderError`."""
         agent, turn = self._active, self._spent.turns
         self._budget.check_model_call(self._spent)
+        await self._tools.prepare(agent)
         draft: dict[str, Pinned] = {}
         asking = ask_model(
             self._step,
@@ -202,7 +205,9 @@ class Loop(Generic[T]):
 
     async def _pin(self, agent: Agent[Any, Any], now: int) -> Pinned:
         model = resolve_model(agent.model)
-        specs = [tool.spec for tool in agent.tools] + [handoff_spec(other) for other in agent.handoffs]
+        specs = [tool.spec for tool in self._tools.of(agent)] + [
+            handoff_spec(other) for other in agent.handoffs
+        ]
         if specs and not model.capabilities.tools:
             raise ConfigurationError(
                 f"agent {agent.name!r} has tools, and {model_ref(model)} cannot call any"
@@ -281,7 +286,7 @@ class Loop(Generic[T]):
         return next((agent for agent in self._active.handoffs if handoff_name(agent.name) == call.name), None)
 
     def _call(self, call: ToolCall, turn: int) -> Answer:
-        tool = next((tool for tool in self._active.tools if tool.name == call.name), None)
+        tool = self._tools.find(self._active, call.name)
         if tool is None:
             known = ", ".join(tool.name for tool in self._pins[self._active.name].tools) or "no tool at all"
             return Told(call, f"There is no tool {call.name!r}. There is: {known}.")
@@ -310,7 +315,7 @@ class Loop(Generic[T]):
             messages=self._messages,
             usage=self._spent.usage,
             cost=self._spent.cost,
-            steps=self._steps,
+            steps=[*self._tools.steps, *self._steps],
         )
 
     def _refusal(self, response: ModelResponse) -> Refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from decimal import Decimal
 
@@ -10,7 +11,7 @@ import pytest
 from agentflow import RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
 from agentflow.testing import ScriptedModel, fake_provider, harness
-from tests.docs.pages import load
+from tests.docs.pages import ROOT, load
 
 
 async def test_a_small_refund_needs_nobody_and_a_large_one_the_page_s_manager() -> None:
@@ -362,3 +363,30 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
     assert await page.ask_twice() == (
         "step 'ask' waits for its turn at scripted: 10 requests in 0:01:00 are the limit: yes, again"
     )
+
+
+async def test_an_agent_uses_the_tools_of_an_mcp_server() -> None:
+    page = load("how-to/mcp.md")
+    # The page's own program would have to be downloaded.
+    page.files.command, page.files.args = sys.executable, ("-m", "tests.agents.mcp_server")
+    page.files.cwd, page.files.env = ROOT, {"PYTHONPATH": str(ROOT)}
+    model = ScriptedModel(
+        [
+            [
+                ToolCall(name="echo", args={"text": "hello"}),
+                ToolCall(index=1, name="find_order", args={"id": "7"}),
+            ],
+            lambda request: " ".join(result.text for result in request.messages[-1].tool_results),
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.archivist, "Go.")
+        await h.idle()
+        [waiting] = (await page.app.runs.get(run.id)).waiting
+        assert (waiting.kind, waiting.name) == ("approval", "find_order")
+        await h.advance("1d")
+        assert (await run.result(5)).startswith("hello Nobody decided in time")
+        steps = [step.key for step in (await page.app.runs.steps(run.id)).data]
+    assert steps[0] == "archivist#0/mcp/files"
+    assert "archivist#0/turn0/0:echo" in steps
+    assert page.tickets.prefix == "tickets_"
