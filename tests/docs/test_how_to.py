@@ -390,3 +390,17 @@ async def test_an_agent_uses_the_tools_of_an_mcp_server() -> None:
     assert steps[0] == "archivist#0/mcp/files"
     assert "archivist#0/turn0/0:echo" in steps
     assert page.tickets.prefix == "tickets_"
+
+
+async def test_the_page_s_reader_is_kept_out_of_our_network() -> None:
+    page = load("how-to/fetch-the-web.md")
+    model = ScriptedModel(
+        [
+            ToolCall(name="read_page", args={"url": "http://169.254.169.254/latest/meta-data/"}),
+            lambda request: request.messages[-1].tool_results[0].text,
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.reader, "Go.")
+        await h.idle()
+        assert await run.result(5) == "Refused: '169.254.169.254' is not a host of the public internet."
