@@ -157,8 +157,7 @@ class Made:
         """Call the tool. `approved` is what a person agreed to, where one was asked."""
         if not self._is_step:
             if approved is not None:
-                check = functools.partial(self._check_digest, approved)
-                await self._perform(self._check_key, Body(StepKind.RUN, "check", check, _NOTHING))
+                await self._check_approved(approved)
             return await self._run_steps(arguments)
 
         async def call(attempt: Attempt) -> Any:
@@ -185,6 +184,11 @@ class Made:
             values[tool.context_parameter] = await self._around.tool_context(self._id, tool=tool.name)
         result = await tool.function(**values)
         return _RESULT.round_trip(result, f"tool {tool.name!r}")[1]
+
+    async def _check_approved(self, approved: dict[str, Any]) -> None:
+        """The same, as a step, for what is no body of a step itself."""
+        check = functools.partial(self._check_digest, approved)
+        await self._perform(self._check_key, Body(StepKind.RUN, "check", check, _NOTHING))
 
     async def _check_digest(self, approved: dict[str, Any], attempt: Attempt) -> None:
         """What runs now has to be what the server's row says a person agreed to."""

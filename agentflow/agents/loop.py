@@ -17,8 +17,9 @@ from agentflow.agents.guardrails import Guardrail, On
 from agentflow.agents.handoffs import handoff_name, handoff_spec
 from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
 from agentflow.agents.result import AgentResult, Prompt, T
-from agentflow.agents.subagents import AgentTool, Delegated
+from agentflow.agents.subagents import AgentTool, Delegated, Invoked
 from agentflow.agents.surroundings import Surroundings
+from agentflow.agents.tools import FunctionTool
 from agentflow.agents.toolset import Toolset
 from agentflow.codec import Codec, codec_for
 from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
@@ -291,6 +292,10 @@ class Loop(Generic[T]):
             known = ", ".join(tool.name for tool in self._pins[self._active.name].tools) or "no tool at all"
             return Told(call, f"There is no tool {call.name!r}. There is: {known}.")
         around, guardrails = self._surroundings(), self._guardrails("tool")
+        if isinstance(tool, FunctionTool):
+            invoked = Invoked(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
+            self._unpaid.append(invoked.run_id)
+            return invoked
         if not isinstance(tool, AgentTool):
             return Made(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
         budget = self._budget.rest(self._spent, self._started_at or 0)

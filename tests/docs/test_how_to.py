@@ -404,3 +404,17 @@ async def test_the_page_s_reader_is_kept_out_of_our_network() -> None:
         run = await h.start(page.reader, "Go.")
         await h.idle()
         assert await run.result(5) == "Refused: '169.254.169.254' is not a host of the public internet."
+
+
+async def test_an_agent_has_functions_as_tools() -> None:
+    page = load("how-to/sub-runs.md")
+    model = ScriptedModel(
+        [
+            ToolCall(name="report", args={"data": ["one", "two"]}),
+            lambda request: request.messages[-1].tool_results[0].text,
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.editor, "Go.")
+        await h.idle()
+        assert await run.result(5) == '["ONE","TWO"]'
