@@ -27,6 +27,7 @@ from agentflow.models.output import output_spec
 from agentflow.models.protocol import Model, model_ref
 from agentflow.models.registry import ModelLike, resolve_model
 from agentflow.models.response import (
+    AttemptReset,
     Delta,
     ModelRequest,
     ModelResponse,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
-DeltaListener: TypeAlias = Callable[[Delta], None]
+DeltaListener: TypeAlias = Callable[[Delta | AttemptReset], None]
 
 
 class HasSpec(Protocol):
@@ -217,6 +218,7 @@ def ask_model(
     runner = runner_of(step)
     key = take_key(step, id)
     limit = None if timeout is None else parse_duration(timeout)
+    listener = None if on_delta is None else _Listener(on_delta)
     is_new = False
 
     async def call(attempt: Attempt) -> ModelMemo:
@@ -224,7 +226,7 @@ def ask_model(
         is_new = True
         question = await prepare(attempt)
         check_conversation(question.messages)
-        asking = _Asking(attempt, question, now=runner.now, agent=agent, stream=stream, on_delta=on_delta)
+        asking = _Asking(attempt, question, now=runner.now, agent=agent, stream=stream, listener=listener)
         return await asking.ask(models())
 
     async def asked() -> Asked:
@@ -246,14 +248,14 @@ class _Asking:
         now: Callable[[], int],
         agent: str | None,
         stream: bool,
-        on_delta: DeltaListener | None,
+        listener: _Listener | None,
     ) -> None:
         self._attempt = attempt
         self._question = question
         self._now = now
         self._agent = agent
         self._stream = stream
-        self._on_delta = on_delta
+        self._teller = _Teller(attempt, listener)
         self._row: ModelCall | None = None
         """The end of the request made last, not written yet."""
 
@@ -334,13 +336,13 @@ class _Asking:
         return priced(model, answer)
 
     async def _exchange(self, model: Model, request: ModelRequest) -> RawAnswer:
+        self._teller.begin()
         if not (self._stream and model.capabilities.streaming):
             return await model.request(request)
-        teller = _Teller(self._attempt, self._on_delta)
         async for item in model.stream(request):
             if isinstance(item, RawAnswer):
                 return item
-            teller.tell(item)
+            self._teller.tell(item)
         raise ConnectionError("the stream ended without an answer")
 
     def _ended(self, call: ModelCall) -> ModelCall:
@@ -377,15 +379,43 @@ def _may_ask_another(error: ProviderError) -> bool:
     return error.billed == "no" and (error.retriable or error.status is not None)
 
 
+class _Listener:
+    """Who hears an answer in this process while it comes, over all its attempts."""
+
+    def __init__(self, hear: DeltaListener) -> None:
+        self._hear = hear
+        self._has_heard = False
+
+    def begin(self) -> None:
+        if self._has_heard:
+            self._hear(AttemptReset())
+        self._has_heard = False
+
+    def tell(self, delta: Delta) -> None:
+        self._has_heard = True
+        self._hear(delta)
+
+
 class _Teller:
     """Tells an answer that is just coming to the run's live stream."""
 
-    def __init__(self, attempt: Attempt, on_delta: DeltaListener | None) -> None:
+    def __init__(self, attempt: Attempt, listener: _Listener | None) -> None:
         self._attempt = attempt
-        self._on_delta = on_delta
+        self._listener = listener
         self._call_index: int | None = None
+        # A process that died in the middle has told a part of an answer, and could not take it back.
+        self._has_told = attempt.open_call is not None
+
+    def begin(self) -> None:
+        """A model is asked: what was told of another answer is void."""
+        if self._has_told:
+            self._attempt.stream("attempt.reset", None)
+        self._has_told, self._call_index = False, None
+        if self._listener is not None:
+            self._listener.begin()
 
     def tell(self, delta: Delta) -> None:
+        self._has_told = True
         match delta:
             case TextDelta(text=text):
                 self._attempt.stream("text.delta", _storable(text))
@@ -396,8 +426,8 @@ class _Teller:
                     self._call_index = index
                     self._attempt.stream("tool_call", {"index": index, "name": name})
                 self._attempt.stream("tool_args.delta", _storable(text))
-        if self._on_delta is not None:
-            self._on_delta(delta)
+        if self._listener is not None:
+            self._listener.tell(delta)
 
 
 def _storable(text: str) -> str:

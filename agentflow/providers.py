@@ -30,6 +30,7 @@ from agentflow.models.protocol import (
 )
 from agentflow.models.registry import ENTRY_POINT_GROUP, register_provider, resolve_model
 from agentflow.models.response import (
+    AttemptReset,
     Delta,
     FinishReason,
     ModelRequest,
@@ -46,6 +47,7 @@ from agentflow.models.response import (
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "AttemptReset",
     "BackgroundModel",
     "Capabilities",
     "Delta",

@@ -105,7 +105,8 @@ class Agent(Generic[T, Deps]):
     ) -> AgentStream[AgentResult[T]]:
         """Run the agent and give what its models say while they say it; the last item is the `AgentResult`.
 
-        On replay there are no deltas.
+        On replay there are no deltas. An `AttemptReset` between them says that a call has failed and is made again:
+        what it said so far is void.
         """
         check_thread(thread)
         own = scoped(step, self.name)

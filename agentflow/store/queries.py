@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, event, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, Table, and_, event, func, or_, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.approvals import ApprovalRequest
@@ -203,14 +203,29 @@ class SqlQueries:
 
     async def list_stream(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[StreamItem]:
         limit = _checked(limit)
+        # How far both tables are read is asked in one statement: what is committed between the two that follow
+        # would else show a later item of the one without an earlier item of the other, which nobody asks for again.
+        last = union_all(
+            select(func.max(step.seq).label("seq")).where(step.run_id == run_id),
+            select(func.max(chunk.seq)).where(chunk.run_id == run_id),
+        ).subquery()
+        upto = max(
+            [row["seq"] or 0 for row in await self._rows(select(func.max(last.c.seq).label("seq")))],
+            default=0,
+        )
+        if upto <= after:
+            return []
         steps = await self._rows(
             select(*_STEP_COLUMNS)
-            .where(step.run_id == run_id, step.seq > after)
+            .where(step.run_id == run_id, step.seq > after, step.seq <= upto)
             .order_by(step.seq)
             .limit(limit)
         )
         chunks = await self._rows(
-            select(*chunk).where(chunk.run_id == run_id, chunk.seq > after).order_by(chunk.seq).limit(limit)
+            select(*chunk)
+            .where(chunk.run_id == run_id, chunk.seq > after, chunk.seq <= upto)
+            .order_by(chunk.seq)
+            .limit(limit)
         )
         items = [records.step_item(row) for row in steps] + [records.chunk_item(row) for row in chunks]
         return sorted(items, key=lambda item: item.seq)[:limit]
