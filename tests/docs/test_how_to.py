@@ -418,3 +418,16 @@ async def test_an_agent_has_functions_as_tools() -> None:
         run = await h.start(page.editor, "Go.")
         await h.idle()
         assert await run.result(5) == '["ONE","TWO"]'
+
+
+async def test_a_run_is_followed_while_it_works_and_after_a_cut() -> None:
+    page = load("how-to/stream.md")
+    async with harness(page.app, model=ScriptedModel(["It is said.", "It is said."])) as h:
+        for function in (page.speaker, page.say):
+            run = await h.start(function, "Say it.")
+            assert await page.follow(run.id) == "It is said."
+            assert await run.result(5) == "It is said."
+            items = [item async for item in run.stream()]
+            first = items[0]
+            assert first.kind == "text.delta"
+            assert await page.follow(run.id, first.seq) == "It is said.".removeprefix(first.data)

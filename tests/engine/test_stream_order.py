@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Agent, App, Context, ModelRequest, Step
+from agentflow import Agent, App, Approve, Context, Deny, ModelRequest, Step
 from agentflow.models.function import FunctionModel
 from agentflow.providers import AttemptReset, TextDelta
 from agentflow.runs import StreamItem
@@ -204,3 +204,32 @@ async def test_structured_output_and_arguments_are_told_as_they_are_written(sqli
     assert written == {0: '{"thing":"an anvil"}', 1: '{"thing":"a feather"}'}
     second = [item for item in items if item.step_key == "speaker#0/turn1/model"]
     assert assembled(second) == '{"grams":9}'
+
+
+async def test_a_reader_is_told_of_each_approval_when_it_is_asked_for_and_when_it_is_decided(
+    sqlite_url: str,
+) -> None:
+    app = App("stream")
+
+    @app.function
+    async def flow(ctx: Context[None], step: Step) -> list[bool]:
+        return [(await step.approval(f"may {number}", title="May I?")).approved for number in range(2)]
+
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(flow)
+        told: list[tuple[str, str | None, Any]] = []
+        async for item in run.stream():
+            if item.kind == "approval.pending":
+                decision = Approve() if item.step_key == "may 0" else Deny()
+                digest = item.data["args_digest"]
+                await app.approvals.decide(item.data["id"], decision, by="ana", args_digest=digest)
+            if item.kind.startswith(("approval.", "step.")):
+                told.append((item.kind, item.step_key, item.seq))
+        assert await run.result(5) == [True, False]
+        again = [item.kind async for item in run.stream()]
+    assert told[0][:2] == ("approval.pending", "may 0")
+    assert ("step.completed", "may 0") in [(kind, key) for kind, key, _ in told]
+    numbers = [seq for kind, _, seq in told if kind.startswith("step.")]
+    assert numbers == sorted(set(numbers))
+    # What has ended waits for nobody: its history is its steps.
+    assert again == ["step.completed", "step.completed", "done"]
