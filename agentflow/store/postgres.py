@@ -120,7 +120,10 @@ class PostgresStore:
             raise _unusable(error) from error
         self._writer = writer
         self._pool = await asyncpg.create_pool(
-            connect=lambda *_, **__: connect(self._dsn), reset=_keep, min_size=0, max_size=POOL_SIZE
+            connect=lambda *_, **__: connect(self._dsn, plans_once=True),
+            reset=_keep,
+            min_size=0,
+            max_size=POOL_SIZE,
         )
         self._notices = Notices(self._dsn, listener=self._hints.tell)
         self._notices.start()

@@ -158,10 +158,18 @@ READ_LAST_CHUNKS_OF = Statement(
         select(chunk.run_id, func.max(chunk.seq)).where(d.among(chunk.run_id, "ids")).group_by(chunk.run_id)
     )
 )
-READ_JOURNALS_OF = Bundle(
-    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF
+FEW_STEPS = 64
+_READ_FEW_STEPS_OF = Statement(
+    lambda d: (
+        select(step.run_id, *STEP_COLUMNS)
+        .where(d.among(step.run_id, "ids"))
+        .limit(raw(str(FEW_STEPS + 1), Integer))
+    )
 )
-"""All that a run needs to go on, but for its steps: those are many, and quicker read as rows."""
+READ_JOURNALS_OF = Bundle(
+    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF, _READ_FEW_STEPS_OF
+)
+"""All that a run needs to go on; the steps only if they are few: many are quicker read as rows."""
 NEXT_READY = Statement(
     lambda d: (
         select(run.ready_at)
