@@ -116,6 +116,25 @@ def _claim(d: Flavour) -> Any:
 
 
 CLAIM_RUNS = Statement(_claim)
+RECLAIM_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(status=raw("1", Integer), owner=text("by"), epoch=run.epoch + 1, reason=null())
+        .where(
+            run.id == text("run"),
+            run.epoch == big("at_epoch"),
+            run.status == raw("0", Integer),
+            run.ready_at <= big("now"),
+            run.cancel_at.is_(None),
+            run.crash_count == raw("0", Integer),
+            run.blocked_on.is_(None),
+            ~exists().where(
+                function.app == run.app, function.id == run.function, function.paused_at.is_not(None)
+            ),
+        )
+        .returning(run.epoch, run.mail)
+    )
+)
 READ_INPUTS = Statement(
     lambda d: select(run_io.run_id, run_io.input, run_io.trigger, run_io.tags).where(
         d.among(run_io.run_id, "ids")
