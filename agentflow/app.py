@@ -41,6 +41,7 @@ from agentflow.settings import Settings, resolve
 from agentflow.starts import tick_input
 from agentflow.step import EventLike, Step
 from agentflow.store.protocol import RegisterFunctions, Store
+from agentflow.threads import Threads
 from agentflow.timetable import Schedule, checked_schedule
 
 if TYPE_CHECKING:
@@ -394,7 +395,8 @@ class App:
         agent: str | None = None,
         since: datetime | None = None,
     ) -> UsageReport:
-        """Tokens, cost, and how often a call was billed or possibly billed; of a run and its children."""
+        """Tokens, cost, and how often a call was billed or possibly billed; of a run and its children, or of the turns
+        of a thread."""
         return await self.client.usage(run=run, thread=thread, tag=tag, agent=agent, since=since)
 
     @property
@@ -404,6 +406,10 @@ class App:
     @property
     def approvals(self) -> Approvals:
         return self.client.approvals
+
+    @property
+    def threads(self) -> Threads:
+        return self.client.threads
 
     @property
     def functions(self) -> Functions:

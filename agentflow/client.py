@@ -55,6 +55,7 @@ from agentflow.store.protocol import (
     StartRun,
     Store,
 )
+from agentflow.threads import Threads
 
 FUNCTIONS_KEPT_SECONDS = 2.0
 
@@ -83,6 +84,7 @@ class Client:
         self.watchers = Watchers(self.store)
         self.runs = Runs(self)
         self.approvals = Approvals(self)
+        self.threads = Threads(self.app, self.store)
         self.functions = Functions(self)
         self.events = Events(self)
         self.local_worker: LocalWorker | None = None
@@ -163,10 +165,12 @@ class Client:
         since: datetime | None = None,
     ) -> UsageReport:
         """Tokens, cost, and how often a call was billed or possibly billed."""
-        if thread is not None:
-            raise InvalidInput("usage by thread: threads are not kept by this version")
         calls = await self.store.queries.list_model_calls(
-            run=run, tag=tag, agent=agent, since=None if since is None else from_datetime(since)
+            run=run,
+            tag=tag,
+            agent=agent,
+            since=None if since is None else from_datetime(since),
+            thread=None if thread is None else (self.app, thread),
         )
         return UsageReport.of([call for _, call in calls])
 

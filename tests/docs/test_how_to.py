@@ -362,3 +362,15 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
     assert await page.ask_twice() == (
         "step 'ask' waits for its turn at scripted: 10 requests in 0:01:00 are the limit: yes, again"
     )
+
+
+async def test_a_customer_s_messages_are_answered_on_one_thread_which_can_be_forgotten() -> None:
+    page = load("how-to/threads.md")
+    model = ScriptedModel(["hello", "as I said"])
+    async with harness(page.app, model=model) as h:
+        for text in ("hi", "what?"):
+            await h.send({"name": "message.received", "data": {"customer": "42", "text": text}})
+            await h.idle()
+        told = ["user: hi", "assistant: hello", "user: what?", "assistant: as I said"]
+        assert await page.history("customer-42") == told
+        assert await page.forget("customer-42") == 4
