@@ -110,10 +110,6 @@ class Tool(Generic[P, R]):
             raise ConfigurationError(
                 f'tool {self.name!r}: effect={self.effect!r}; give "idempotent" or "once"'
             )
-        if self.approval is not None and self.approval.escalate is not None:
-            raise ConfigurationError(
-                f"tool {self.name!r}: Approval(escalate=) is not supported by this version"
-            )
         if self.effect == "once" and self.retry is not None:
             raise ConfigurationError(
                 f'tool {self.name!r}: effect="once" is not tried again by itself, so that retry= means nothing: leave '

@@ -210,6 +210,8 @@ class NewRun(NamedTuple):
     """Its admission can only be known where its function is: the worker that claims it says."""
     start_by: Micros | None = None
     """When it has to have begun."""
+    started_by: str | None = None
+    """Who started it, where that is known."""
 
 
 class NewEvent(NamedTuple):
@@ -278,6 +280,20 @@ class ModelCall(NamedTuple):
     cost: str | None = None
     """A decimal number of US dollars; `None` when the model's price is not known."""
     price_version: str | None = None
+
+
+class AuditEntry(NamedTuple):
+    """Who did what; `chain` is the hash of the entry and of the `chain` of the one before."""
+
+    n: int
+    at: Micros
+    who: str
+    what: str
+    subject: str
+    digest: str | None
+    before: str | None
+    after: str | None
+    chain: str
 
 
 class StoredMessage(NamedTuple):
@@ -1046,15 +1062,22 @@ class Queries(Protocol):
     async def list_approvals(
         self,
         *,
+        now: Micros = 0,
         status: str | None = None,
         run: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[ApprovalRequest]:
-        """Oldest first."""
+        """Oldest first, each with those who may decide at `now`."""
         ...
 
-    async def get_approval(self, approval_id: str) -> ApprovalRequest | None: ...
+    async def get_approval(self, approval_id: str, *, now: Micros = 0) -> ApprovalRequest | None: ...
+
+    async def list_audit(
+        self, *, subject: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[AuditEntry]:
+        """Oldest first."""
+        ...
 
     async def list_events(
         self, *, name: str | None = None, limit: int = 50, cursor: str | None = None

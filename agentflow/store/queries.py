@@ -22,6 +22,7 @@ from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
 from agentflow.store.protocol import (
     CANCEL_KIND,
+    AuditEntry,
     FunctionInfo,
     Micros,
     ModelCall,
@@ -43,6 +44,7 @@ from agentflow.store.statements import (
     wait,
 )
 from agentflow.store.statements import event as event_columns
+from agentflow.store.statements_audit import audit
 from agentflow.store.statements_threads import message, turn
 from agentflow.store.statements_threads import thread as thread_columns
 
@@ -255,7 +257,13 @@ class SqlQueries:
     # ------------------------------------------------------------------------------ approvals and events
 
     async def list_approvals(
-        self, *, status: str | None = None, run: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        now: Micros = 0,
+        status: str | None = None,
+        run: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> Page[ApprovalRequest]:
         chosen = select(*approval)
         if status is not None:
@@ -265,11 +273,20 @@ class SqlQueries:
         rows, after = await self._page(
             chosen, (approval.requested_at, approval.id), limit, cursor, newest_first=False
         )
-        return _as_page([records.shown_approval(row) for row in rows], after)
+        return _as_page([records.shown_approval(row, now) for row in rows], after)
 
-    async def get_approval(self, approval_id: str) -> ApprovalRequest | None:
+    async def get_approval(self, approval_id: str, *, now: Micros = 0) -> ApprovalRequest | None:
         rows = await self._rows(select(*approval).where(approval.id == approval_id))
-        return records.shown_approval(rows[0]) if rows else None
+        return records.shown_approval(rows[0], now) if rows else None
+
+    async def list_audit(
+        self, *, subject: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[AuditEntry]:
+        chosen = select(*audit)
+        if subject is not None:
+            chosen = chosen.where(audit.subject == subject)
+        rows, after = await self._page(chosen, (audit.n, audit.chain), limit, cursor, newest_first=False)
+        return _as_page([AuditEntry(**row) for row in rows], after)
 
     async def list_events(
         self, *, name: str | None = None, limit: int = 50, cursor: str | None = None

@@ -137,6 +137,7 @@ class RunIoRow(Base, table=True):
     input: str = _text()
     trigger: str | None = _maybe_text()
     tags: str | None = _maybe_text()
+    started_by: str | None = _maybe_text()
     output: str | None = _maybe_text()
     error: str | None = _maybe_text()
     parent_error: str | None = _maybe_text()

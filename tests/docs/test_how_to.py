@@ -41,10 +41,13 @@ async def test_a_function_asks_a_person_itself(decides: bool, told: str) -> None
     async with harness(page.app) as h:
         run = await h.start(page.deploy, "v2")
         await h.idle()
+        [request] = (await page.app.approvals.list(status="pending")).data
         if decides:
             await page.decide_first()
         await h.advance("4h")
         assert await run.result(5) == told
+        expected = "ana approval.approve" if decides else "agentflow approval.expired"
+        assert await page.who_decided(request.id) == [expected]
 
 
 async def test_a_signal_publishes_or_three_days_pass() -> None:

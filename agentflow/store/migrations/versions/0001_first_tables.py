@@ -297,6 +297,7 @@ def upgrade() -> None:
         sa.Column("input", sa.Text(), nullable=False),
         sa.Column("trigger", sa.Text(), nullable=True),
         sa.Column("tags", sa.Text(), nullable=True),
+        sa.Column("started_by", sa.Text(), nullable=True),
         sa.Column("output", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("parent_error", sa.Text(), nullable=True),
