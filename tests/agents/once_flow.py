@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentflow import Agent, App, Approve, ModelRequest, Respond, Settings, ToolCall, tool
-from agentflow.store.protocol import CommitStep, MarkEffect
+from agentflow import Agent, AgentInput, App, Approve, ModelRequest, Respond, Settings, ToolCall, tool
+from agentflow.store.protocol import CommitStep, EndTurn, MarkEffect
 from agentflow.testing import FunctionModel
 from tests.agents.killed_flow import _wrap
 from tests.crash.processes import lines
@@ -22,6 +22,8 @@ POINTS = (
     "after the effect",
     "before the result is committed",
     "after the result is committed",
+    "before the turn is committed",
+    "after the turn is committed",
 )
 IN_DOUBT = POINTS[1:5]
 """Between the mark and the result: nobody can know whether it has happened."""
@@ -53,11 +55,14 @@ def die_if(is_it: bool) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def take_to_the_end(app: App, agent: Agent[str], log: str, key: str) -> tuple[str, list[str]]:
-    """Start the run, or find it; look into the log where a person is asked. What it said, and who was asked what."""
+async def take_to_the_end(
+    app: App, agent: Agent[str], log: str, key: str
+) -> tuple[str, list[str], list[str]]:
+    """Start the run, or find it; look into the log where a person is asked. What it said, what was asked, and what is
+    on its thread."""
     asked: list[str] = []
     async with app.running():
-        run = await app.start(agent, "Pay.", idempotency_key=key)
+        run = await app.start(agent, AgentInput("Pay.", thread=key), idempotency_key=key)
         result = asyncio.create_task(run.result(30))
         while not result.done():
             for request in (await app.approvals.list(status="pending", run=run.id)).data:
@@ -66,7 +71,8 @@ async def take_to_the_end(app: App, agent: Agent[str], log: str, key: str) -> tu
                 answer = Respond("paid 5, as the bank says") if has_paid else Approve()
                 await app.approvals.decide(request.id, answer, by="ana", args_digest=request.args_digest)
             await asyncio.sleep(0.02)
-        return await result, asked
+        said = (await app.threads.messages(key)).data
+        return await result, asked, [f"{each.message.role}: {each.message.text}" for each in said]
 
 
 def die_at(point: str) -> None:
@@ -77,6 +83,7 @@ def die_at(point: str) -> None:
             is_result = isinstance(operation, CommitStep) and operation.step.name == "pay"
             die_if(is_mark and point == f"{when} the mark is committed")
             die_if(is_result and point == f"{when} the result is committed")
+            die_if(isinstance(operation, EndTurn) and point == f"{when} the turn is committed")
 
     from agentflow.store.postgres_backend import PostgresBackend
     from agentflow.store.sqlite_backend import SqliteBackend

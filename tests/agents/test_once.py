@@ -236,7 +236,7 @@ def test_what_cannot_hold_is_refused_when_the_tool_is_made() -> None:
 
 @pytest.mark.crash
 @pytest.mark.timeout(180)
-async def test_wherever_its_process_is_killed_the_effect_happens_once_and_only_a_doubt_asks(
+async def test_wherever_its_process_is_killed_effect_and_turn_are_there_once_and_only_a_doubt_asks(
     database_url: str, tmp_path: Path
 ) -> None:
     async with forks("tests.agents.once_flow") as children:
@@ -244,9 +244,10 @@ async def test_wherever_its_process_is_killed_the_effect_happens_once_and_only_a
             log, key = str(tmp_path / f"log-{number}"), f"key-{number}"
             assert await children.run(database_url, log, key, point) == KILLED, point
             app, agent = make_app(database_url, log)
-            answer, asked = await take_to_the_end(app, agent, log, key)
+            answer, asked, said = await take_to_the_end(app, agent, log, key)
             assert lines(Path(log)) == ["paid 5"], point
             doubts = ["Nobody knows whether pay has happened"] if point in IN_DOUBT else []
             assert asked == doubts, point
             is_known_by_hand = point in ("after the effect", "before the result is committed")
             assert answer == ("paid 5, as the bank says" if is_known_by_hand else "paid 5"), point
+            assert said == ["user: Pay.", "assistant: ", "tool: ", f"assistant: {answer}"], point
