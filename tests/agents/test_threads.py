@@ -18,6 +18,7 @@ from agentflow.runs import RunStatus
 from agentflow.testing import Harness, ScriptedModel, crash_after, harness
 from agentflow.testing.crashes import NotCrashed
 from tests.agents.support import call, steps_of
+from tests.faults.support import read_rows
 
 LILA = "customer-42"
 
@@ -128,6 +129,45 @@ async def test_two_runs_on_one_thread_take_their_turns_in_the_order_in_which_the
             for turn, prompt in enumerate(("one", "two", "three"))
             for role, text in (("user", prompt), ("assistant", f"to {prompt}"))
         ]
+
+
+async def test_a_run_that_stays_in_memory_while_it_waits_for_its_turn_is_woken_too(database_url: str) -> None:
+    app, agent = chat()
+    may_answer, is_asked, may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(request: ModelRequest) -> str:
+        is_asked.set()
+        await may_answer.wait()
+        return f"to {request.prompt}"
+
+    @app.function
+    async def talk(ctx: Context[str], step: Step) -> str:
+        async def chat() -> str:
+            output = (await agent.run(step, ctx.data, thread=LILA)).output
+            may_end.set()
+            return output
+
+        async def work() -> None:
+            await may_end.wait()
+
+        output, _ = await asyncio.gather(chat(), step.run("work", work))
+        return output
+
+    async with harness(app, model=slow, database_url=database_url) as h:
+        first = await h.start(agent, AgentInput("one", thread=LILA))
+        await asyncio.wait_for(is_asked.wait(), 10)
+        second = await h.start(talk, "two")
+        while not await _waits_for_its_turn(app, second.id):
+            await asyncio.sleep(0.01)
+        may_answer.set()
+        assert await first.result(10) == "to one"
+        assert await second.result(10) == "to two"
+
+
+async def _waits_for_its_turn(app: App, run_id: str) -> bool:
+    """Whether it has a place behind somebody else's."""
+    url = app.client.settings.database_url
+    return (await read_rows(url, f"SELECT count(*) FROM agentflow_turn WHERE run_id = '{run_id}'"))[0] == (1,)
 
 
 async def test_many_runs_at_once_lose_and_mix_nothing(database_url: str) -> None:
