@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agentflow.clock import to_datetime
 from agentflow.runs import Page
-from agentflow.store.operations_audit import FIRST_LINK, link_of
+from agentflow.store.audit_chain import FIRST_LINK, link_of
 from agentflow.store.protocol import AuditEntry, Store
 
 PAGE = 100

@@ -5,17 +5,13 @@ An entry is written by the transaction that does what it tells.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-from agentflow.codec import canonical_json
 from agentflow.store import statements_audit as sql
+from agentflow.store.audit_chain import FIRST_LINK, link_of
 from agentflow.store.protocol import AuditEntry, Micros
 from agentflow.store.statements import LOCK_NAME
 from agentflow.store.transaction import Work
-
-FIRST_LINK = ""
-"""What the first entry is bound to."""
 
 
 def note(
@@ -35,9 +31,3 @@ def note(
     n, link = (last[0][0] + 1, last[0][1]) if last else (0, FIRST_LINK)
     entry = AuditEntry(n, at, who, what, subject, digest, before, after, "")
     yield sql.INSERT_ENTRY, entry._replace(chain=link_of(link, entry))._asdict()
-
-
-def link_of(before: str, entry: AuditEntry) -> str:
-    """The hash of an entry and of the one before it."""
-    told = canonical_json(list(entry._replace(chain=before)))
-    return hashlib.sha256(told.encode()).hexdigest()
