@@ -24,6 +24,7 @@ class Journal:
         self._begun.update(key for key in self.attempts if not key.startswith("@"))
         self.waits: dict[str, StoredWait] = {wait.key: wait for wait in claimed.waits}
         self.open_calls: dict[str, ModelCall] = {call.key: call for call in claimed.model_calls}
+        self._has_marks = False
 
     def find(self, key: str) -> StoredStep | None:
         return self._outcomes.get(key)
@@ -37,6 +38,29 @@ class Journal:
         self._size += _size(step.output)
         if step.seq is not None and step.seq > self._last_step_seq:
             self._last_step_seq = step.seq
+
+    def note_mark(self) -> None:
+        """Something about a step was stored that is in no outcome."""
+        self._has_marks = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether outcomes and waits are all that is stored of the run."""
+        return not (self._has_marks or self.open_calls or any(self.attempts.values()))
+
+    def fits(self, steps: int, size: int) -> bool:
+        """Whether it has at most so many steps, and bytes of outputs."""
+        return len(self._outcomes) <= steps and self._size <= size
+
+    @property
+    def steps(self) -> list[StoredStep]:
+        """All outcomes, in their order."""
+        return sorted(self._outcomes.values(), key=lambda step: step.seq or 0)
+
+    @property
+    def next_seq(self) -> int:
+        """The number that comes next."""
+        return self._next_seq
 
     def delivered(self) -> None:
         """User code has got one of the outcomes that were there at the beginning."""

@@ -67,7 +67,6 @@ class Races:
         self._loop = asyncio.get_running_loop()
         self.withdrawn: tuple[str, ...] = ()
         """What the keys in the branches of decided races begin with."""
-        """What the keys in the branches of decided races begin with."""
 
     async def decide(self, key: str, contenders: Contenders) -> StoredStep:
         """Run the branches; the outcome of the race, committed and handed out in its turn."""

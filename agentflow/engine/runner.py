@@ -418,6 +418,7 @@ class Runner:
         if self.is_over or self.races.has_withdrawn(key):
             return
         now = self.now()
+        self.journal.note_mark()
         mark = StoredAttempt(f"{CANCELLED}{key}", 1, "{}", now, now)
         self.submit(RecordAttempt(self.run_key, mark))
 

@@ -23,6 +23,7 @@ from agentflow.engine.schedules import Schedules
 from agentflow.engine.tasks import install_task_factory
 from agentflow.engine.verdicts import Suspended, Verdict
 from agentflow.engine.wakeups import Wakeups
+from agentflow.engine.warm import WarmRun, WarmRuns
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
 from agentflow.ids import new_id
@@ -31,7 +32,7 @@ from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.starts import plan_admission
 from agentflow.store.poison import is_suspect, must_be_alone
-from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, RunKey, Store
+from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, Reclaimed, RunKey, Store
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -90,8 +91,12 @@ class Worker:
         self._changed = asyncio.Event()
         self._identity = ("", 0)
         self._context = contextvars.copy_context()
-        self._wakeups = Wakeups(on_mail=self._look_into_mail, on_any=self._look_into_all_mail)
+        self._wakeups = Wakeups(
+            on_ready=self._reclaim, on_mail=self._look_into_mail, on_any=self._look_into_all_mail
+        )
         self._mail_task: asyncio.Task[None] | None = None
+        self._warm = WarmRuns()
+        self._reclaims: set[asyncio.Task[None]] = set()
         self._host = Host(
             app=app,
             store=store,
@@ -108,6 +113,7 @@ class Worker:
             replay_every_step=replay_every_step,
         )
         gates = registry.gates()
+        self._gated = frozenset(gates)
         self._claims = Claims(
             store,
             clock,
@@ -268,7 +274,9 @@ class Worker:
         if self._mail_task is not None:
             self._mail_task.cancel()
             self._loops.append(self._mail_task)
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        for reclaim in self._reclaims:
+            reclaim.cancel()
+        await asyncio.gather(*self._loops, *self._reclaims, return_exceptions=True)
         self._loops.clear()
         if self._unsubscribe is not None:
             self._unsubscribe()
@@ -372,6 +380,37 @@ class Worker:
             )
         )
 
+    def _reclaim(self, run_id: str) -> bool:
+        """A run is ready: take it up again if it is known here; whether that is tried."""
+        warm = self._warm.take(run_id)
+        if warm is None or self._is_draining or self._claims.has_backlog or self._room() <= 0:
+            return False
+        self._offered.add(run_id)
+        task = asyncio.create_task(self._take_up(warm), name="agentflow-reclaim")
+        self._reclaims.add(task)
+        task.add_done_callback(self._reclaims.discard)
+        return True
+
+    async def _take_up(self, warm: WarmRun) -> None:
+        last, (worker_id, epoch) = warm.claimed.key, self._identity
+        found: Reclaimed | None = None
+        try:
+            found = await self._store.reclaim(
+                worker_id, epoch=epoch, last=last, next_seq=warm.journal.next_seq, now=self._clock.now()
+            )
+        except Exception:
+            logger.exception("run %s could not be taken up again; it is claimed", last.run_id)
+        finally:
+            self._offered.discard(last.run_id)
+        if found is None:
+            self._wakeups.look_for_runs()
+            self._begin_alone()
+            return
+        claimed = warm.taken_up(worker_id, found)
+        self._take(claimed)
+        if found.mail != claimed.mail:
+            self._look_into_mail(last.run_id)
+
     def _room(self) -> int:
         if self._alone is not None and not self._is_proven(self._alone):
             return 0
@@ -437,6 +476,8 @@ class Worker:
             if self._alone is not None and self._alone.key == runner.run_key:
                 self._alone = None
             following = self._next.pop(runner.run_id, None)
+            if isinstance(verdict, Suspended) and following is None and runner.function.id not in self._gated:
+                self._warm.keep(runner)
             if following is not None and not self._is_draining:
                 self._take(following)
             elif (

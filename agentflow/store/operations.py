@@ -13,6 +13,7 @@ from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
 from agentflow.store.operations_model_limits import begin_model_call, settle_model_call, slow_model_calls
 from agentflow.store.operations_races import commit_race
+from agentflow.store.operations_reclaim import Reclaim, reclaim
 from agentflow.store.operations_retention import prune, prune_loose
 from agentflow.store.operations_runs import (
     cancel_run,
@@ -91,6 +92,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.MarkEffect: mark_effect,
     p.UnmarkEffect: unmark_effect,
     Claim: claim,
+    Reclaim: reclaim,
     ListMail: list_mail,
     ListWorkers: list_workers,
     NextReady: next_ready,
@@ -115,6 +117,7 @@ _NEVER_STRICT = frozenset(
         p.SettleModelCall,
         p.SlowModelCalls,
         Claim,
+        Reclaim,
         ListMail,
         ListWorkers,
         NextReady,
@@ -162,7 +165,7 @@ def workers_of(operations: Iterable[Any]) -> list[str]:
         elif isinstance(operation, p.StartRun):
             if operation.owner is not None:
                 found.add(operation.owner)
-        elif isinstance(operation, Claim | ReleaseOrphans):
+        elif isinstance(operation, Claim | Reclaim | ReleaseOrphans):
             found.add(operation.worker_id)
     return sorted(found)
 

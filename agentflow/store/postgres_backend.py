@@ -8,7 +8,7 @@ its work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -183,10 +183,13 @@ async def drive(connection: asyncpg.Connection[Any], work: Work[Any]) -> Any:
 
 
 async def answer(
-    connection: asyncpg.Connection[Any], statement: Statement | Bundle, params: Params
+    connection: asyncpg.Connection[Any], statement: Statement | Bundle, params: Params | Sequence[Params]
 ) -> list[Any]:
     """What the work that asks for this statement is sent."""
     text, arguments = statement.postgres
+    if not isinstance(params, Mapping):
+        await connection.executemany(text, [arguments(each) for each in params])
+        return []
     rows: list[Any] = await connection.fetch(text, *arguments(params))
     return Bundle.rows(rows[0]) if isinstance(statement, Bundle) else rows
 

@@ -362,6 +362,15 @@ class ClaimedRun:
     """What its worker has to find out before it may begin."""
 
 
+class Reclaimed(NamedTuple):
+    """What is new of a run that was taken up again where it left memory."""
+
+    epoch: int
+    mail: int
+    steps: tuple[StoredStep, ...]
+    """What was delivered meanwhile, numbered."""
+
+
 class Origin(NamedTuple):
     """What a run was started with: what a rerun needs of it, and what never changes."""
 
@@ -1160,6 +1169,13 @@ class Store(Protocol):
 
     def heartbeat(self) -> Heartbeat:
         """A new connection for a worker's heartbeat thread."""
+        ...
+
+    async def reclaim(
+        self, worker_id: str, *, epoch: int, last: RunKey, next_seq: int, now: Micros
+    ) -> Reclaimed | None:
+        """Take a ready run that nobody has had since it left memory under the key `last`, and number what was delivered
+        to it from `next_seq` on. `None`, and nothing is changed: it is not so, or a claim has to look closely."""
         ...
 
     async def claim(

@@ -116,6 +116,25 @@ def _claim(d: Flavour) -> Any:
 
 
 CLAIM_RUNS = Statement(_claim)
+RECLAIM_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(status=raw("1", Integer), owner=text("by"), epoch=run.epoch + 1, reason=null())
+        .where(
+            run.id == text("run"),
+            run.epoch == big("at_epoch"),
+            run.status == raw("0", Integer),
+            run.ready_at <= big("now"),
+            run.cancel_at.is_(None),
+            run.crash_count == raw("0", Integer),
+            run.blocked_on.is_(None),
+            ~exists().where(
+                function.app == run.app, function.id == run.function, function.paused_at.is_not(None)
+            ),
+        )
+        .returning(run.epoch, run.mail)
+    )
+)
 READ_INPUTS = Statement(
     lambda d: select(run_io.run_id, run_io.input, run_io.trigger, run_io.tags).where(
         d.among(run_io.run_id, "ids")
@@ -158,10 +177,18 @@ READ_LAST_CHUNKS_OF = Statement(
         select(chunk.run_id, func.max(chunk.seq)).where(d.among(chunk.run_id, "ids")).group_by(chunk.run_id)
     )
 )
-READ_JOURNALS_OF = Bundle(
-    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF
+FEW_STEPS = 64
+_READ_FEW_STEPS_OF = Statement(
+    lambda d: (
+        select(step.run_id, *STEP_COLUMNS)
+        .where(d.among(step.run_id, "ids"))
+        .limit(raw(str(FEW_STEPS + 1), Integer))
+    )
 )
-"""All that a run needs to go on, but for its steps: those are many, and quicker read as rows."""
+READ_JOURNALS_OF = Bundle(
+    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF, _READ_FEW_STEPS_OF
+)
+"""All that a run needs to go on; the steps only if they are few: many are quicker read as rows."""
 NEXT_READY = Statement(
     lambda d: (
         select(run.ready_at)
