@@ -9,6 +9,7 @@ from typing import Any, Generic, Union, cast
 
 from typing_extensions import TypeVar
 
+from agentflow.agents.compaction import Compaction
 from agentflow.agents.guardrails import GuardFunction, Guardrail, as_guardrails
 from agentflow.agents.limits import Limits
 from agentflow.agents.loop import Loop
@@ -66,7 +67,7 @@ class Agent(Generic[T, Deps]):
         fallback: Sequence[ModelLike] = (),
         billing: Billing = "at_least_once",
         deps: DepsFactory | None = None,
-        compaction: Any = None,
+        compaction: Compaction | None = None,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"Agent({name!r}): a name has letters, digits, '.', '-' and '_'")
@@ -83,8 +84,9 @@ class Agent(Generic[T, Deps]):
         self.fallback = tuple(fallback)
         self.billing = billing
         self.deps = deps
+        self.compaction = compaction
         self._functions: dict[str, AgentFunction] = {}
-        self._check(compaction)
+        self._check()
 
     def __repr__(self) -> str:
         return f"<Agent {self.name}>"
@@ -94,11 +96,11 @@ class Agent(Generic[T, Deps]):
     ) -> Coroutine[Any, Any, AgentResult[T]]:
         """Run the agent as steps of this run. Its steps are numbered when this is called: `support#0/...`.
 
-        `deps` stands for what the agent's `deps` factory would make. Raises `BudgetExceeded`, `OutputInvalid`,
-        `Refused`, `GuardrailTripped`, `ProviderError`, and `StepError` when a tool failed for good.
+        `deps` stands for what the agent's `deps` factory would make. On a `thread` it goes on from what was said there,
+        and what is said now is kept there when it has come to its end; one turn at a time. Raises `BudgetExceeded`,
+        `OutputInvalid`, `Refused`, `GuardrailTripped`, `ProviderError`, and `StepError` when a tool failed for good.
         """
-        check_thread(thread)
-        return Loop(self, scoped(step, self.name), prompt, deps=deps).execute()
+        return Loop(self, scoped(step, self.name), prompt, deps=deps, thread=thread).execute()
 
     def stream(
         self, step: Step, prompt: Prompt, *, deps: Deps | None = None, thread: str | None = None
@@ -108,9 +110,10 @@ class Agent(Generic[T, Deps]):
         On replay there are no deltas. An `AttemptReset` between them says that a call has failed and is made again:
         what it said so far is void.
         """
-        check_thread(thread)
         own = scoped(step, self.name)
-        return AgentStream(lambda listen: Loop(self, own, prompt, deps=deps, on_delta=listen).execute())
+        return AgentStream(
+            lambda listen: Loop(self, own, prompt, deps=deps, thread=thread, on_delta=listen).execute()
+        )
 
     def as_tool(self, description: str, *, name: str | None = None) -> AgentTool:
         """The agent as another one's tool: it takes a `prompt`, and its work is a run of its own."""
@@ -157,7 +160,7 @@ class Agent(Generic[T, Deps]):
             seen += [other for other in agent.handoffs if not any(other is known for known in seen)]
         return Union[tuple(agent.output for agent in seen)]  # noqa: UP007 - their number is not known
 
-    def _check(self, compaction: Any) -> None:
+    def _check(self) -> None:
         check_billing(self.billing)
         for model in (self.model, *self.fallback):
             if isinstance(model, str) and not all(model.partition(":")):
@@ -166,8 +169,10 @@ class Agent(Generic[T, Deps]):
                 )
         if self.output is None:
             raise ConfigurationError(f"agent {self.name!r}: output=None is no type; for text leave it out")
-        if compaction is not None:
-            raise ConfigurationError(f"agent {self.name!r}: compaction= is not supported by this version")
+        if self.compaction is not None and not isinstance(self.compaction, Compaction):
+            raise ConfigurationError(
+                f"agent {self.name!r}: compaction={self.compaction!r}: give a Compaction"
+            )
         if (
             self.instructions is not None
             and not isinstance(self.instructions, str)
@@ -200,6 +205,7 @@ _ARGUMENTS = (
     "fallback",
     "billing",
     "deps",
+    "compaction",
 )
 
 
@@ -211,8 +217,8 @@ class AgentFunction(Function[AgentInput, Any]):
 
         async def run_agent(context: Context[AgentInput], step: Step) -> Any:
             given = context.data
-            check_thread(given.thread)
-            loop = Loop(agent, scoped(step, agent.name), given.prompt, budget=given.budget)
+            own = scoped(step, agent.name)
+            loop = Loop(agent, own, given.prompt, thread=given.thread, budget=given.budget)
             return (await loop.execute()).output
 
         super().__init__(
@@ -238,12 +244,3 @@ def _own_and_servers(
         return cast("Sequence[ToolLike]", given), ()  # refused by who reads it
     servers = tuple(item for item in given if isinstance(item, McpServer))
     return [item for item in given if not isinstance(item, McpServer)], servers
-
-
-def check_thread(thread: str | None) -> None:
-    """Raise `ConfigurationError`: threads come with a later version."""
-    if thread is not None:
-        raise ConfigurationError(
-            f"thread={thread!r}: threads are not supported by this version; "
-            "keep result.messages yourself and give them as the prompt"
-        )

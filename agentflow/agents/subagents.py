@@ -28,7 +28,8 @@ class AgentInput(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(min_length=1)
-    thread: str | None = None
+    thread: str | None = Field(default=None, min_length=1, max_length=512)
+    """The conversation that it goes on with."""
     budget: SkipJsonSchema[Limits | None] = Field(default=None, exclude_if=lambda budget: budget is None)
     """What the agent may use at most, beside its own limits: the rest of its parent's."""
 

@@ -79,7 +79,8 @@ class Tool(Generic[P, R]):
         kinds = self._signature.special
         self.context_parameter = next((name for name, kind in kinds.items() if kind == "context"), None)
         self.step_parameter = next((name for name, kind in kinds.items() if kind == "step"), None)
-        self._check(effect)
+        self.effect: Effect = effect
+        self._check()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -105,17 +106,20 @@ class Tool(Generic[P, R]):
         """The arguments as `Approval.when` gets them: a dict of plain values."""
         return self._signature.plain(arguments)
 
-    def _check(self, effect: Effect) -> None:
-        if effect not in ("idempotent", "once"):
-            raise ConfigurationError(f'tool {self.name!r}: effect={effect!r}; give "idempotent" or "once"')
-        if self.approval is not None and self.approval.escalate is not None:
+    def _check(self) -> None:
+        if self.effect not in ("idempotent", "once"):
             raise ConfigurationError(
-                f"tool {self.name!r}: Approval(escalate=) is not supported by this version"
+                f'tool {self.name!r}: effect={self.effect!r}; give "idempotent" or "once"'
             )
-        if effect == "once":
+        if self.effect == "once" and self.retry is not None:
             raise ConfigurationError(
-                f'tool {self.name!r}: effect="once" is not supported by this version. Make the tool idempotent: '
-                "give ctx.idempotency_key to the service it calls"
+                f'tool {self.name!r}: effect="once" is not tried again by itself, so that retry= means nothing: leave '
+                "it out, and `raise RetryAfter(...)` in the tool where it knows that nothing has happened"
+            )
+        if self.effect == "once" and self.step_parameter is not None:
+            raise ConfigurationError(
+                f'tool {self.name!r} takes a Step and is no step itself: effect="once" cannot hold for it; make the '
+                "effect a tool of its own"
             )
         if self.step_parameter is None:
             return
@@ -204,7 +208,9 @@ def tool(
 ) -> Any:
     """Make a function a tool. Its docstring is the description, with what it says of the parameters.
 
-    With `approval` a person decides before it runs. `retry` and `timeout` are those of its step. A parameter
+    With `approval` a person decides before it runs. `retry` and `timeout` are those of its step. With `effect="once"`
+    it is never run again by itself: when its process died in the midst of it, or it raised what says nothing of its
+    effect, a person decides (approve: run it again; respond: this is its result; deny: the run fails). A parameter
     annotated `ToolContext` or `Step` is not told to the model; a tool that takes a `Step` runs steps of its own.
     In the tool, `raise ModelRetry(text)` asks the model again and `raise ToolFailed(text)` tells it of the failure;
     any other exception fails the step, which is retried. Of a durable function, a call is a run of its own.

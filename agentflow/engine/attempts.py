@@ -13,16 +13,19 @@ from agentflow.clock import to_datetime
 from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
 from agentflow.engine.streams import RunStream
-from agentflow.errors import NoWaiter, SignalConflict
+from agentflow.errors import ConfigurationError, NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.flow import ModelRateLimit
 from agentflow.ids import validate_id
 from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
     AlreadyBuffered,
+    AlreadyMarked,
     BeginModelCall,
+    BeginTurn,
     Delivered,
     Fenced,
+    MarkEffect,
     ModelCall,
     NobodyWaits,
     NotBefore,
@@ -33,6 +36,10 @@ from agentflow.store.protocol import (
     Sent,
     SettleModelCall,
     SlowModelCalls,
+    ThreadTaken,
+    TurnBegun,
+    TurnEnd,
+    UnmarkEffect,
     WriteModelCall,
 )
 
@@ -45,7 +52,7 @@ R = TypeVar("R")
 class BodyAttempt:
     """What a body sees of its run."""
 
-    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call")
+    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call", "turn")
 
     def __init__(self, runner: Runner, key: str, number: int, *, threads: Executor) -> None:
         self._runner = runner
@@ -54,6 +61,7 @@ class BodyAttempt:
         self.key = key
         self.number = number
         self.model_call: ModelCall | None = None
+        self.turn: TurnEnd | None = None
         self.open_call = runner.journal.open_calls.get(key)
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
@@ -120,6 +128,36 @@ class BodyAttempt:
 
     def _call_id(self, number: int) -> str:
         return f"{self._runner.run_id}:{self.key}:{number}"
+
+    async def begin_turn(self, thread: str, key: str) -> TurnBegun:
+        runner = self._runner
+        answer = await self._commit(BeginTurn(runner.run_key, runner.app, thread, key, runner.now()))
+        if isinstance(answer, ThreadTaken):
+            taken = f"thread {thread!r} is taken by {answer.key!r} of run {answer.run_id}"
+            if answer.is_deadlock:
+                raise ConfigurationError(
+                    f"{taken}, which waits for {key!r} of run {runner.run_id}: neither would ever go on. Let an agent "
+                    "that is called from within a turn work on another thread, or on none"
+                )
+            until = to_datetime(answer.at).isoformat(timespec="seconds")
+            raise NotYet(
+                answer.at,
+                f"step {self.key!r} waits for its turn: {taken}; asked again at {until}",
+                is_woken=True,
+            )
+        assert isinstance(answer, TurnBegun)
+        return answer
+
+    def end_turn(self, turn: TurnEnd) -> None:
+        self.turn = turn
+
+    async def mark_effect(self) -> bool:
+        runner = self._runner
+        answer = await self._commit(MarkEffect(runner.run_key, self.key, self.number, runner.now()))
+        return not isinstance(answer, AlreadyMarked)
+
+    async def unmark_effect(self) -> None:
+        await self._commit(UnmarkEffect(self._runner.run_key, self.key))
 
     async def approved_digest(self, key: str) -> str | None:
         queries, cursor = self._runner.host.store.queries, None

@@ -17,6 +17,7 @@ from agentflow.runs import StepKind
 from agentflow.step_runner import Body, NotYet
 from agentflow.store.protocol import (
     CommitStep,
+    EndTurn,
     Exists,
     Json,
     Micros,
@@ -75,7 +76,7 @@ class Bodies:
             except NotYet as wait:
                 if runner.is_over:
                     raise runner.unwinding() from None
-                await runner.waits.nap(wait.until, reason=wait.reason)
+                await runner.waits.nap(wait.until, reason=wait.reason, is_woken=wait.is_woken)
             except (Exception, SystemExit) as error:  # asyncio would end the worker by a SystemExit
                 failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
                 if failed is not None:
@@ -197,7 +198,11 @@ class Bodies:
 
     async def _commit(self, step: StoredStep, attempt: BodyAttempt) -> StoredStep:
         runner = self._runner
-        answer = await runner.commit(CommitStep(runner.run_key, step, attempt.model_call, runner.waits.mail))
+        answer = await runner.commit(
+            CommitStep(runner.run_key, step, attempt.model_call, runner.waits.mail)
+            if attempt.turn is None or not step.ok
+            else EndTurn(runner.run_key, step, attempt.turn)
+        )
         if isinstance(answer, Exists):
             step = answer.step
         runner.journal.add(step)

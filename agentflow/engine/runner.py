@@ -54,6 +54,7 @@ from agentflow.store.protocol import (
     CommitRace,
     CommitStep,
     Done,
+    EndTurn,
     Fenced,
     Json,
     Micros,
@@ -68,7 +69,7 @@ from agentflow.store.protocol import (
 
 HAND_OVER_PATIENCE = 0.3
 """Seconds that the code of a run may take to end before others may have the run, when the worker stops."""
-_COMMITS_OF_STEPS = frozenset((CommitStep, ResolveWait, CommitRace))
+_COMMITS_OF_STEPS = frozenset((CommitStep, ResolveWait, CommitRace, EndTurn))
 
 
 class Runner:

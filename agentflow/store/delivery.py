@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from agentflow.store import statements as sql
+from agentflow.store.operations_audit import note
 from agentflow.store.protocol import HintKind, Json, Status, StoredStep, StoredWait
 from agentflow.store.transaction import Transaction, Work, step_params
 
@@ -53,6 +54,7 @@ def timed_out_step(wait: StoredWait, now: int) -> Work[StoredStep]:
     """The outcome that was fixed for the end of the wait's time; its approval expires with it."""
     if wait.kind == "approval" and wait.topic is not None:
         yield sql.CLOSE_APPROVAL, {"to": "expired", "now": now, "approval": wait.topic}
+        yield from note(at=now, who="agentflow", what="approval.expired", subject=wait.topic)
     ended_at = max(wait.since, min(wait.deadline, now))
     return StoredStep(
         wait.key,

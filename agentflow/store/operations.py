@@ -7,6 +7,7 @@ from typing import Any
 
 from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
+from agentflow.store.operations_effects import mark_effect, unmark_effect
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
@@ -31,6 +32,7 @@ from agentflow.store.operations_steps import (
     register_functions,
     write_model_call,
 )
+from agentflow.store.operations_threads import begin_turn, end_turn, forget_thread
 from agentflow.store.operations_waits import adopt, register_wait, resolve_wait, withdraw_wait
 from agentflow.store.operations_workers import (
     Claim,
@@ -84,6 +86,11 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.BeginModelCall: begin_model_call,
     p.SettleModelCall: settle_model_call,
     p.SlowModelCalls: slow_model_calls,
+    p.BeginTurn: begin_turn,
+    p.EndTurn: end_turn,
+    p.ForgetThread: forget_thread,
+    p.MarkEffect: mark_effect,
+    p.UnmarkEffect: unmark_effect,
     Claim: claim,
     Reclaim: reclaim,
     ListMail: list_mail,
@@ -97,7 +104,9 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     TendLanes: tend_lanes,
 }
 
-_ALWAYS_STRICT = frozenset((p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall))
+_ALWAYS_STRICT = frozenset(
+    (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall, p.MarkEffect, p.ForgetThread)
+)
 _NEVER_STRICT = frozenset(
     (
         p.AppendStream,
@@ -183,7 +192,7 @@ def weight_of(operation: Any) -> int:
     return 0 if weigh is None else weigh(operation)
 
 
-def _weight_of_step(operation: p.CommitStep | p.CommitRace | p.ResolveWait) -> int:
+def _weight_of_step(operation: p.CommitStep | p.CommitRace | p.ResolveWait | p.EndTurn) -> int:
     return len(operation.step.output or "")
 
 
@@ -191,6 +200,7 @@ _WEIGHTS: dict[type, Callable[[Any], int]] = {
     p.CommitStep: _weight_of_step,
     p.CommitRace: _weight_of_step,
     p.ResolveWait: _weight_of_step,
+    p.EndTurn: lambda op: _weight_of_step(op) + sum(len(data) for _, data in op.turn.messages),
     p.StartRun: lambda op: len(op.run.input),
     p.Rerun: lambda op: len(op.run.input),
     p.TickSchedule: lambda op: sum(len(run.input) for run in op.runs),

@@ -484,6 +484,13 @@ INSERT_SIGNAL = Statement(
 # ---------------------------------------------------------------------------------------------------- approvals
 
 APPROVAL_COLUMNS = tuple(approval)
+READ_STARTER = Statement(
+    lambda _: (
+        select(run_io.started_by)
+        .join_from(_RUN, _RUN_IO, run_io.run_id == run.root_id)
+        .where(run.id == text("id"))
+    )
+)
 INSERT_APPROVAL = Statement(lambda d: d.insert(table_of(ApprovalRow)).on_conflict_do_nothing())
 READ_APPROVAL_RUN = Statement(lambda _: select(approval.run_id).where(approval.id == text("id")))
 READ_APPROVAL = Statement(

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from agentflow import RunStatus, ToolCall
+from agentflow import Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
 from agentflow.testing import ScriptedModel, fake_provider, harness
 from tests.docs.pages import ROOT, load
@@ -42,10 +42,13 @@ async def test_a_function_asks_a_person_itself(decides: bool, told: str) -> None
     async with harness(page.app) as h:
         run = await h.start(page.deploy, "v2")
         await h.idle()
+        [request] = (await page.app.approvals.list(status="pending")).data
         if decides:
             await page.decide_first()
         await h.advance("4h")
         assert await run.result(5) == told
+        expected = "ana approval.approve" if decides else "agentflow approval.expired"
+        assert await page.who_decided(request.id) == [expected]
 
 
 async def test_a_signal_publishes_or_three_days_pass() -> None:
@@ -431,3 +434,34 @@ async def test_a_run_is_followed_while_it_works_and_after_a_cut() -> None:
             first = items[0]
             assert first.kind == "text.delta"
             assert await page.follow(run.id, first.seq) == "It is said.".removeprefix(first.data)
+
+
+async def test_a_customer_s_messages_are_answered_on_one_thread_which_can_be_forgotten() -> None:
+    page = load("how-to/threads.md")
+    model = ScriptedModel(["hello", "as I said"])
+    async with harness(page.app, model=model) as h:
+        for text in ("hi", "what?"):
+            await h.send({"name": "message.received", "data": {"customer": "42", "text": text}})
+            await h.idle()
+        told = ["user: hi", "assistant: hello", "user: what?", "assistant: as I said"]
+        assert await page.history("customer-42") == told
+        assert await page.forget("customer-42") == 4
+
+
+@pytest.mark.parametrize(("amount", "asks"), [(50, False), (500, True), (2000, False)])
+async def test_an_effect_that_may_happen_once_asks_only_where_nobody_knows(amount: int, asks: bool) -> None:
+    page = load("how-to/effects-that-happen-once.md")
+    call = ToolCall(name="pay", args={"iban": "DE1", "amount": amount})
+    model = ScriptedModel([call, lambda request: request.messages[-1].tool_results[0].text])
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.clerk, "Pay.")
+        await h.idle()
+        waiting = (await page.app.approvals.list(status="pending")).data
+        assert [request.title for request in waiting] == ["Nobody knows whether pay has happened"] * asks
+        if asks:
+            await page.app.approvals.decide(waiting[0].id, Respond("receipt 18"), by="treasurer")
+        await h.advance("1m")
+        if amount < 1000:
+            assert await run.result(5) == ("receipt 18" if asks else "receipt 17")
+        else:
+            assert await run.status() is RunStatus.SLEEPING  # until the bank is less busy

@@ -108,6 +108,8 @@ def upgrade() -> None:
         "agentflow_effect_mark",
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("marked_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "key"),
         sqlite_with_rowid=False,
@@ -169,11 +171,13 @@ def upgrade() -> None:
         sa.Column("app", sa.Text(), nullable=False),
         sa.Column("thread_id", sa.Text(), nullable=False),
         sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.Column("turn", sa.BigInteger(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("app", "thread_id", "n"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "agentflow_model_call",
@@ -293,6 +297,7 @@ def upgrade() -> None:
         sa.Column("input", sa.Text(), nullable=False),
         sa.Column("trigger", sa.Text(), nullable=True),
         sa.Column("tags", sa.Text(), nullable=True),
+        sa.Column("started_by", sa.Text(), nullable=True),
         sa.Column("output", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("parent_error", sa.Text(), nullable=True),
@@ -388,10 +393,35 @@ def upgrade() -> None:
         sa.Column("app", sa.Text(), nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("next_n", sa.BigInteger(), nullable=False),
+        sa.Column("next_turn", sa.BigInteger(), nullable=False),
+        sa.Column("summary", sa.Text(), nullable=True),
+        sa.Column("summary_upto", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("app", "id"),
     )
+    op.create_table(
+        "agentflow_turn",
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("app", sa.Text(), nullable=False),
+        sa.Column("thread_id", sa.Text(), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.Column("asked_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("run_id", "key"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "agentflow_turn_open",
+        "agentflow_turn",
+        ["app", "thread_id", "n"],
+        unique=False,
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
+    )
+    op.create_index("agentflow_turn_thread", "agentflow_turn", ["app", "thread_id"], unique=False)
     op.create_table(
         "agentflow_wait",
         sa.Column("run_id", sa.Text(), nullable=False),
