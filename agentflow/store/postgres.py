@@ -120,7 +120,10 @@ class PostgresStore:
             raise _unusable(error) from error
         self._writer = writer
         self._pool = await asyncpg.create_pool(
-            connect=lambda *_, **__: connect(self._dsn), reset=_keep, min_size=0, max_size=POOL_SIZE
+            connect=lambda *_, **__: connect(self._dsn, plans_once=True, in_order=True),
+            reset=_keep,
+            min_size=0,
+            max_size=POOL_SIZE,
         )
         self._notices = Notices(self._dsn, listener=self._hints.tell)
         self._notices.start()
@@ -265,7 +268,8 @@ class PostgresStore:
 
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
             # None of these has to reach the disk: after a power loss they are done again.
-            await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
+            fresh = "DISCARD PLANS; " if connection.is_to_plan_again() else ""
+            await connection.execute(f"{fresh}BEGIN; SET LOCAL synchronous_commit = off")
             tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
             outcome = await drive(connection, apply(tx, operation))
             await connection.execute("COMMIT")
