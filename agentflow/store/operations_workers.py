@@ -314,7 +314,8 @@ def _adopt(journals: _Journals, run_id: str) -> tuple[StoredStep, ...]:
 def next_ready(tx: Transaction, op: NextReady) -> Work[int | None]:
     """The earliest `ready_at` of what can be claimed."""
     rows = yield worker_sql.NEXT_READY, {"app": op.app, "functions": op.functions}
-    return rows[0][0] if rows else None
+    due: int | None = rows[0][0]
+    return due
 
 
 def list_mail(tx: Transaction, op: ListMail) -> Work[list[tuple[str, int, bool]]]:

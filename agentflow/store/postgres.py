@@ -125,7 +125,7 @@ class PostgresStore:
             raise _unusable(error) from error
         self._writer = writer
         self._pool = await asyncpg.create_pool(
-            connect=lambda *_, **__: connect(self._dsn, waits_for_disk=False, plans_once=True),
+            connect=lambda *_, **__: connect(self._dsn, waits_for_disk=False, plans_once=True, in_order=True),
             reset=_keep,
             min_size=0,
             max_size=POOL_SIZE,
@@ -286,7 +286,8 @@ class PostgresStore:
         """Carry out one operation in a transaction of its own."""
 
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
-            await connection.execute("BEGIN")
+            fresh = "DISCARD PLANS; " if connection.is_to_plan_again() else ""
+            await connection.execute(f"{fresh}BEGIN")
             tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
             outcome = await drive(connection, apply(tx, operation))
             await connection.execute("COMMIT")

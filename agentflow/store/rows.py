@@ -13,9 +13,13 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
 from agentflow.clock import NEVER
+from agentflow.store.poison import POISONED, SUSPECT
 
 CLAIMABLE = text("status IN (0, 2, 3)")
 """Queued, sleeping or waiting. Literal constants: with bind parameters SQLite would not use the partial index."""
+
+SUSPECTED = text(f"(CASE WHEN crash_count >= {SUSPECT} AND crash_count < {POISONED} THEN 1 ELSE 0 END)")
+"""1 for a run of which a worker executes one at a time, else 0."""
 
 RUNNING = text("status = 1")
 BUFFERED = text("state = 0")
@@ -78,8 +82,16 @@ class RunRow(Base, table=True):
     __tablename__ = "agentflow_run"
     # Names a run's row changes often leave room on the page, so that an update stays on it (PostgreSQL HOT).
     __table_args__: ClassVar[Any] = (
+        # Each function is a stream of its own, so that a claim passes over none that it may not take.
         Index(
-            "agentflow_run_claim", "app", "ready_at", "id", sqlite_where=CLAIMABLE, postgresql_where=CLAIMABLE
+            "agentflow_run_claim",
+            "app",
+            SUSPECTED,
+            "function",
+            "ready_at",
+            "id",
+            sqlite_where=CLAIMABLE,
+            postgresql_where=CLAIMABLE,
         ),
         Index("agentflow_run_owner", "owner", sqlite_where=RUNNING, postgresql_where=RUNNING),
         Index("agentflow_run_created", "created_at", "id"),
