@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from tests.faults.reporting import choose, report
+from tests.forked import end_the_starter
 from tests.postgres_server import PostgresServer
 
 __all__ = ["report"]  # a fixture, for any test
@@ -229,6 +230,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fault", action="append", type=int, default=[], metavar="N", help="only the tests of this fault"
     )
+
+
+def pytest_unconfigure() -> None:
+    end_the_starter()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
