@@ -25,12 +25,17 @@ import pytest
 
 from tests.faults.reporting import choose, report
 from tests.forked import end_the_starter
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PostgresServer, fast_disk
 
 __all__ = ["report"]  # a fixture, for any test
 
 # The only reasons for which CI may leave out a test, as the beginning of the reason.
 ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
+
+
+# A commit waits for its disk. What a disk loses is the matter of tests/faults, with a disk of its own for that.
+if where := fast_disk():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", where)
 
 
 # --- databases ------------------------------------------------------------------------------------
