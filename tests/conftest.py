@@ -237,6 +237,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    # The tests themselves stay to the end: the collector need not look through all of them again and again.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     end_the_starter()
 
