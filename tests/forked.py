@@ -223,7 +223,9 @@ class Starter:
             self.process: subprocess.Popen[bytes] | Forked = (
                 Forked(words, stdin=its.fileno())
                 if module
-                else subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=its, start_new_session=True)
+                else subprocess.Popen(
+                    [sys.executable, *words], cwd=ROOT, stdin=its.fileno(), start_new_session=True
+                )
             )
         except BaseException:
             self._control.close()

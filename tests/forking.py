@@ -76,7 +76,9 @@ def main(module: str | None = None) -> None:
         importlib.import_module(name)
     its_main = importlib.import_module(module).main if module else None
     control = socket.socket(fileno=os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     gc.freeze()  # what is here stays: a child's collector need not look at it, nor copy it
     job = Forking(control, its_main).serve()
     if job is None:
@@ -170,9 +172,9 @@ class Forking:
         for number, file in enumerate(standard):
             os.dup2(file, number)
             os.close(file)
-        sys.stdin = sys.__stdin__ = _open_text(0, sys.stdin)
-        sys.stdout = sys.__stdout__ = _open_text(1, sys.stdout)
-        sys.stderr = sys.__stderr__ = _open_text(2, sys.stderr)
+        sys.stdin = _open_text(0, sys.stdin)
+        sys.stdout = _open_text(1, sys.stdout)
+        sys.stderr = _open_text(2, sys.stderr)
         os.chdir(job.cwd)
         for name in READ_AT_THE_START:
             assert job.env.get(name) == os.environ.get(name), f"{name} is read when an interpreter starts"
@@ -206,6 +208,7 @@ class Forking:
     def _end_children(self) -> None:
         for pid, (job, _) in self._children.items():
             if not job.is_to_fork:  # that one hears the same, and has children of its own to end
+                os.kill(pid, signal.SIGKILL)  # it may not lead its group yet
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
         for pid in self._children:
