@@ -94,6 +94,8 @@ def demo(args: list[str]) -> int:
 def test(args: list[str]) -> int:
     install("dev")
     os.chdir(ROOT)
+    # The tests start hundreds of processes, and each would compile all of agentflow for itself.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     names_tests = any(not arg.startswith("-") for arg in args)
     # Many tests wait for processes: side by side the whole suite takes half the time.
     return become([PYTHON, "-m", "pytest"] + ([] if names_tests else SIDE_BY_SIDE) + args)

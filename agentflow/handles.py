@@ -41,6 +41,8 @@ class Watchers:
         self._poller: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._said_to_end: set[str] = set()
+        self._ended_elsewhere: OrderedDict[str, None] = OrderedDict()
+        """What was said to have ended while nobody here waited for it."""
         self._must_look_at_all = False
 
     def hear(self, hint: Hint) -> None:
@@ -54,13 +56,19 @@ class Watchers:
         elif hint.run_id is not None and hint.kind is not HintKind.READY:
             for watch in self._watches.get(hint.run_id, ()):
                 watch.wake()
-            if hint.kind is HintKind.ENDED and hint.run_id in self._waiting and hint.run_id not in self._ends:
+            if hint.kind is HintKind.ENDED and hint.run_id not in self._ends:
                 # If it ended in this process its worker is about to say how; else the poll reads it.
-                self._said_to_end.add(hint.run_id)
-                self._hurry.set()
+                if hint.run_id in self._waiting:
+                    self._said_to_end.add(hint.run_id)
+                    self._hurry.set()
+                else:
+                    self._ended_elsewhere[hint.run_id] = None
+                    if len(self._ended_elsewhere) > MOST_ENDS:
+                        self._ended_elsewhere.popitem(last=False)
 
     def note_end(self, end: End) -> None:
         """A run has ended in this process, and that is committed."""
+        self._ended_elsewhere.pop(end.run_id, None)
         if len(end.output or "") + len(end.error or "") <= LARGEST_END:
             self._ends[end.run_id] = end
             if len(self._ends) > MOST_ENDS:
@@ -72,6 +80,8 @@ class Watchers:
 
     async def ended(self, run_id: str) -> None:
         """Wait until the run has ended."""
+        if run_id in self._ended_elsewhere:
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, set()).add(future)
         if self._poller is None or self._poller.done():

@@ -24,12 +24,18 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from tests.faults.reporting import choose, report
-from tests.postgres_server import PostgresServer
+from tests.forked import end_the_starter
+from tests.postgres_server import PostgresServer, fast_disk
 
 __all__ = ["report"]  # a fixture, for any test
 
 # The only reasons for which CI may leave out a test, as the beginning of the reason.
 ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
+
+
+# A commit waits for its disk. What a disk loses is the matter of tests/faults, with a disk of its own for that.
+if where := fast_disk():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", where)
 
 
 # --- databases ------------------------------------------------------------------------------------
@@ -229,6 +235,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fault", action="append", type=int, default=[], metavar="N", help="only the tests of this fault"
     )
+
+
+def pytest_collection_finish() -> None:
+    # The tests themselves stay to the end: the collector need not look through all of them again and again.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    end_the_starter()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

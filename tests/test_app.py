@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import App, Context, Step, cron, on_event
+from agentflow import App, Context, Step, cron, handles, on_event
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.flow import Throttle
 
@@ -184,3 +184,22 @@ async def test_two_workers_share_the_runs_of_one_app(database_url: str) -> None:
         runs = [await app.start(f) for _ in range(2)]
         for run in runs:
             await run.result(10)
+
+
+async def test_what_has_ended_elsewhere_before_anybody_asked_is_given_at_once(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is asked for after its end was told, so that no poll is needed: here there is none."""
+    for pause in ("FIRST_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(handles, pause, 3600.0)
+    client, other = (App("t", database_url=postgres_url) for _ in range(2))
+    for app in (client, other):
+        app.function("plain")(plain)
+    await client.migrate()
+    async with client, other.running():
+        early = [await client.start("plain", n) for n in range(3)]
+        for run in early:
+            await other.runs.handle(run.id).result(10)
+        # This one is told of after those, and is waited for.
+        assert await (await client.start("plain", 7)).result(10) == 7
+        assert [await run.result(10) for run in early] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""The agent of the tests that kill it, and `main`, which tests/crash/forks.py runs in a process of its own.
+"""The agent of the tests that kill it, and `main`, which tests/forked.py runs in a process of its own.
 
 It takes the run with a key to its end, unless the point is passed in that turn: then the process kills itself there.
 """

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +20,10 @@ from agentflow.models.ledger import Billing
 from agentflow.testing.provider_server import FakeProvider, Stall, fake_provider
 from tests.agents.killed_flow import GENERATING, POINTS, make_app, take_to_the_end
 from tests.agents.support import call
-from tests.crash.forks import KILLED, Forks, forks
 from tests.crash.processes import lines
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS, read_rows
+from tests.forked import KILLED, Forked, Starter
 
 MODELS = ("openai:gpt-5-mini", "openai-chat:gpt-4o", "anthropic:claude-sonnet-4-5")
 NEEDED = 2
@@ -66,7 +64,7 @@ async def test_whenever_its_process_dies_a_model_call_is_paid_for_within_its_bou
 ) -> None:
     generated = possible = 0
     done = cases(database_url)
-    async with forks("tests.agents.killed_flow") as children:
+    with Starter("tests.agents.killed_flow") as children:
         for model in MODELS:
             await _take_uncrashed(children, database_url, tmp_path / model, model)
         for number, case in enumerate(done):
@@ -79,7 +77,7 @@ async def test_whenever_its_process_dies_a_model_call_is_paid_for_within_its_bou
     )
 
 
-async def _take_uncrashed(children: Forks, database_url: str, log: Path, model: str) -> None:
+async def _take_uncrashed(children: Starter, database_url: str, log: Path, model: str) -> None:
     async with fake_provider(_reply) as provider:
         environment = json.dumps(provider.environment())
         await children.warm_up(environment, database_url, str(log), model, "at_least_once", model, "", "0")
@@ -93,7 +91,7 @@ def _reply(request: ModelRequest) -> object:
 
 
 async def _try(
-    children: Forks, database_url: str, log: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+    children: Starter, database_url: str, log: Path, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, int]:
     """How many answers were made, and how many of them are in the ledger as perhaps billed."""
     async with fake_provider() as provider:
@@ -111,7 +109,7 @@ async def _try(
 
 
 async def _kill(
-    children: Forks, database_url: str, log: Path, case: Case, *, key: str, provider: FakeProvider
+    children: Starter, database_url: str, log: Path, case: Case, *, key: str, provider: FakeProvider
 ) -> None:
     """The process of a run dies at the case's point."""
 
@@ -121,11 +119,11 @@ async def _kill(
 
     provider._by_function = reply
     words = (database_url, str(log), case.model, case.billing, key, case.point, str(case.turn))
-    pid = await children.begin(json.dumps(provider.environment()), *words)
-    if case.point == GENERATING:
-        await provider.wait_for_generations(case.turn)
-        os.kill(pid, signal.SIGKILL)
-    code = await children.ended()
+    with Forked((json.dumps(provider.environment()), *words), starter=children) as process:
+        if case.point == GENERATING:
+            await provider.wait_for_generations(case.turn)
+            process.kill()
+        code = await process.ended()
     assert code == KILLED, f"{case}: its process was not killed, it ended with {code}"
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from agentflow.app import App
 from agentflow.cli import cli
 from agentflow.cli.find_app import load_app
+from tests import forked
 
 SHOP = """
 from decimal import Decimal
@@ -162,6 +163,16 @@ def project(empty_folder: Path) -> Project:
 @pytest.fixture
 def shell(empty_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line as a process of its own, in the current folder."""
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return forked.run(["-P", "-m", "agentflow", *arguments], **{"cwd": empty_folder, **options})
+
+    return run
+
+
+@pytest.fixture
+def real_shell(empty_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same with an interpreter of its own, as a user starts it."""
 
     def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
+
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 QUESTION = "[a]pprove, [d]eny or [e]dit? "
 APPROVED = "I have paid 189.00 euros back for order A-1001. I am sorry that it arrived broken."
@@ -28,13 +30,12 @@ class Terminal:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "agentflow", "demo", "--fast", *arguments],
+        self.process = Forked(
+            ["-P", "-m", "agentflow", "demo", "--fast", *arguments],
             cwd=folder,
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            start_new_session=True,
             env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
         )
         os.close(slave)
@@ -62,9 +63,7 @@ class Terminal:
         return self.process.wait(timeout=SECONDS)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self.process.close()
         os.close(self._master)
 
     @property
@@ -104,9 +103,9 @@ def pending(shell: Shell) -> list[str]:
 
 @pytest.mark.parametrize(("auto", "answer", "refunds"), [("approve", APPROVED, 1), ("deny", DENIED, 0)])
 def test_it_decides_by_itself_and_sums_up_in_three_lines(
-    empty_folder: Path, shell: Shell, auto: str, answer: str, refunds: int
+    empty_folder: Path, real_shell: Shell, auto: str, answer: str, refunds: int
 ) -> None:
-    done = shell("demo", "--auto", auto, "--fast")
+    done = real_shell("demo", "--auto", auto, "--fast")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-3:] == [f"answer: {answer}", "model calls: 5", f"refunds: {refunds}"]
     assert len(ledger(empty_folder)) == refunds
@@ -239,12 +238,12 @@ def test_what_was_killed_while_the_model_was_asked_is_an_attempt_in_the_lines_an
     empty_folder: Path, shell: Shell
 ) -> None:
     command = [sys.executable, "-P", "-m", "agentflow", "demo", "--auto", "approve"]
-    environment = {**os.environ, "AGENTFLOW_DEMO_PAUSE": "0.5"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as first:
+    for_ever = {**os.environ, "AGENTFLOW_DEMO_PAUSE": "3600"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=for_ever) as first:
         assert first.stdout is not None
         assert any("turn0/model  asks the model" in line for line in first.stdout)
         first.kill()
-    told = shell("demo", "--auto", "approve", env=environment).stdout
+    told = shell("demo", "--auto", "approve", "--fast").stdout
     assert "▸ support#0/turn0/model  asks the model, attempt 2\n" in told
     assert "\nsupport#0/turn0/model\tinfer\tcompleted\t2\t" in told
     assert "\nsupport#0/turn1/model\tinfer\tcompleted\t1\t" in told
@@ -316,6 +315,6 @@ def test_the_example_runs_by_itself(empty_folder: Path) -> None:
     assert len(ledger(empty_folder)) == 1
 
 
-def test_a_terminal_that_knows_only_ascii_is_enough(shell: Shell) -> None:
-    done = shell("demo", "--auto", "deny", "--fast", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+def test_a_terminal_that_knows_only_ascii_is_enough(real_shell: Shell) -> None:
+    done = real_shell("demo", "--auto", "deny", "--fast", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "refunds: 0"), done.stderr

@@ -16,7 +16,7 @@ from agentflow.info import step_info
 from agentflow.settings import Settings
 from agentflow.step import Step
 
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 1.0
 
 
 def make_app(database_url: str, log: str) -> App:

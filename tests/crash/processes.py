@@ -1,10 +1,9 @@
-"""Worker processes for the crash tests: started, killed, and never left behind."""
+"""Worker processes for the crash tests: forked (tests/forked.py), killed, and never left behind."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.forked import ROOT, Forked
+
 FLOW = "tests.crash.flow"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class WorkerProcess:
@@ -27,14 +27,17 @@ class WorkerProcess:
         module: str = FLOW,
         crash_at: str | None = None,
         arguments: Sequence[str] = (),
+        is_forked: bool = True,
     ) -> None:
         environment = os.environ | ({"AGENTFLOW_CRASH_AT": crash_at} if crash_at else {})
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, database_url, str(log), *arguments],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
+        self._errors = log.with_name(f"{log.name}-errors")
+        words = ["-m", module, database_url, str(log), *arguments]
+        with self._errors.open("ab") as errors:
+            self.process: Forked | subprocess.Popen[bytes] = (
+                Forked(words, env=environment, stderr=errors)
+                if is_forked
+                else subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stderr=errors)
+            )
         self.log = log
 
     @property
@@ -45,38 +48,36 @@ class WorkerProcess:
         """Wait until it works."""
         while f"started {self.pid}" not in lines(self.log):
             if self.process.poll() is not None:
-                raise AssertionError(f"the worker ended with {self.process.returncode}: {self._errors()}")
+                told = self._errors.read_text()
+                raise AssertionError(f"the worker ended with {self.process.returncode}: {told}")
             await asyncio.sleep(0.01)
         return self
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
     def pause(self) -> None:
-        """Stop it; on a busy machine its threads go on for a while after the signal."""
-        self.process.send_signal(signal.SIGSTOP)
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status), f"it has ended instead: {status}"
+        assert isinstance(self.process, Forked)
+        self.process.stop()
 
     def resume(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        assert isinstance(self.process, Forked)
+        self.process.go_on()
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-    def _errors(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        self.kill()
+        if isinstance(self.process, Forked):
+            self.process.close()
 
 
 @contextmanager
-def workers(database_url: str, log: Path, *, module: str = FLOW) -> Iterator[Workers]:
-    """Start workers in this block; all of them are gone after it."""
-    group = Workers(database_url, log, module=module)
+def workers(database_url: str, log: Path, *, module: str = FLOW, is_forked: bool = True) -> Iterator[Workers]:
+    """Start workers in this block; all of them are gone after it.
+
+    What changes the interpreter before agentflow is imported cannot be forked from one that has imported it.
+    """
+    group = Workers(database_url, log, module=module, is_forked=is_forked)
     try:
         yield group
     finally:
@@ -87,8 +88,9 @@ def workers(database_url: str, log: Path, *, module: str = FLOW) -> Iterator[Wor
 class Workers:
     """Worker processes on one database."""
 
-    def __init__(self, database_url: str, log: Path, *, module: str = FLOW) -> None:
+    def __init__(self, database_url: str, log: Path, *, module: str = FLOW, is_forked: bool = True) -> None:
         self._module = module
+        self._is_forked = is_forked
         self._database_url = database_url
         self._log = log
         self.all: list[WorkerProcess] = []
@@ -99,7 +101,12 @@ class Workers:
     def begin(self, *arguments: str, crash_at: str | None = None) -> WorkerProcess:
         """Start one without waiting until it works."""
         worker = WorkerProcess(
-            self._database_url, self._log, module=self._module, crash_at=crash_at, arguments=arguments
+            self._database_url,
+            self._log,
+            module=self._module,
+            crash_at=crash_at,
+            arguments=arguments,
+            is_forked=self._is_forked,
         )
         self.all.append(worker)
         return worker

@@ -1,4 +1,4 @@
-"""The flow of the sweep: all that a run can do with the database, in one process that tests/crash/forks.py forks.
+"""The flow of the sweep: all that a run can do with the database, in one process that tests/forked.py forks.
 
 `main` takes the run with a key to its end, or dies at the pass that it is told. Each body writes a line to the log.
 """

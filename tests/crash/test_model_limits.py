@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,26 +14,17 @@ from agentflow.models.ledger import CallState
 from agentflow.models.response import ModelRequest
 from agentflow.testing import HttpError, fake_provider
 from tests.crash.limited_flow import make_app
-from tests.crash.processes import ROOT, lines
+from tests.crash.processes import lines
+from tests.forked import Forked
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
 
 
-@contextmanager
-def worker(url: str, log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.crash.limited_flow", url, str(log)],
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+def worker(url: str, log: Path, environment: dict[str, str]) -> Forked:
+    return Forked(["-m", "tests.crash.limited_flow", url, log], env=os.environ | environment)
 
 
-async def started(log: Path, *processes: subprocess.Popen[bytes]) -> None:
+async def started(log: Path, *processes: Forked) -> None:
     while not all(f"started {process.pid}" in lines(log) for process in processes):
         assert all(process.poll() is None for process in processes)
         await asyncio.sleep(0.01)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 from agentflow.errors import RunFailed
 from agentflow.handles import RunHandle
 from tests.crash.poison_flow import make_app
-from tests.crash.processes import ROOT, lines
+from tests.crash.processes import lines
+from tests.forked import Forked
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
 
@@ -61,20 +60,10 @@ async def _work(database_url: str, log: Path, runs: list[RunHandle[object]]) -> 
     """Start a worker, again and again as it dies, until all runs have ended; how often it died."""
     deaths = 0
     while True:
-        worker = _start(database_url, log)
-        try:
+        with Forked(["-m", "tests.crash.poison_flow", database_url, log]) as worker:
             while worker.poll() is None:
                 if all([(await run.status()).is_final for run in runs]):
                     return deaths
                 await asyncio.sleep(0.02)
-        finally:
-            worker.kill()
-            worker.wait()
         deaths += 1
         assert deaths < 20
-
-
-def _start(database_url: str, log: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.crash.poison_flow", database_url, str(log)], cwd=ROOT
-    )

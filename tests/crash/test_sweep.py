@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from agentflow.crashpoints import CRASH_POINTS
-from tests.crash.forks import KILLED, Forks, forks
 from tests.crash.processes import lines
 from tests.crash.sweep_flow import BODIES
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS, read_rows
+from tests.forked import KILLED, Starter
 
 SOME = {"sqlite": {"before_commit": (9,), "after_commit": (17,), "after_claim": (2,)}, "postgresql": {}}
 """The passes of an ordinary run; of the points that are not named the first."""
@@ -41,7 +41,7 @@ async def test_a_run_ends_as_if_nothing_had_happened_wherever_its_process_was_ki
     kind, began = database_url.partition(":")[0], time.perf_counter()
     kills: Counter[str] = Counter()
     again = 0
-    async with forks("tests.crash.sweep_flow") as children:
+    with Starter("tests.crash.sweep_flow") as children:
         sweep = Sweep(children, database_url, tmp_path / "log")
         await sweep.check_uncrashed()
         for point in CRASH_POINTS if IS_FULL else SOME_POINTS[kind]:
@@ -69,7 +69,7 @@ _NOT_THERE: dict[str, set[str]] = {"sqlite": set(), "postgresql": set()}
 class Sweep:
     """Kills one process after the other, and looks at what is left and what became of it."""
 
-    def __init__(self, children: Forks, database_url: str, log: Path) -> None:
+    def __init__(self, children: Starter, database_url: str, log: Path) -> None:
         self._children = children
         self._url = database_url
         self._log = log

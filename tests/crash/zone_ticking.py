@@ -1,6 +1,6 @@
 """A process that looks after the schedules of a time zone, on a clock of its own, until it is killed or the time is up.
 
-`main` is run by tests/crash/forks.py; the test looks after the same schedules itself.
+`main` is run by tests/forked.py; the test looks after the same schedules itself.
 """
 
 from __future__ import annotations

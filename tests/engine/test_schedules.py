@@ -6,13 +6,12 @@ import asyncio
 import logging
 import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from agentflow.testing import harness
 from agentflow.testing.app_harness import Harness
 from agentflow.triggers import cron, on_event
 from tests.engine import ticking
+from tests.forked import KILLED, Forked
 
 HOUR = timedelta(hours=1)
 
@@ -344,26 +344,20 @@ async def test_three_schedulers_at_once_start_exactly_one_run_per_tick(database_
 async def test_a_killed_scheduler_neither_loses_nor_doubles_a_tick(database_url: str, point: str) -> None:
     minutes = 60
     await open_store(database_url, settings=ticking.make_app().settings).migrate()
-    dying = [await process(database_url, minutes, crash_at=f"{point}:{n}") for n in (17, 40)]
-    for killed in dying:
-        await killed.communicate()
-        assert killed.returncode == -9, f"it passes {point} often enough to die there"
-    whole = [await process(database_url, minutes) for _ in range(2)]
-    for survivor in whole:
-        await survivor.communicate()
-        assert survivor.returncode == 0
+    with (
+        process(database_url, minutes, crash_at=f"{point}:17") as early,
+        process(database_url, minutes, crash_at=f"{point}:40") as late,
+    ):
+        codes = [await early.ended(), await late.ended()]
+        assert codes == [KILLED, KILLED], f"it passes {point} often enough to die there"
+    with process(database_url, minutes) as one, process(database_url, minutes) as other:
+        assert [await one.ended(), await other.ended()] == [0, 0]
     assert await nominal_times(database_url) == expected_times(minutes)
 
 
-async def process(url: str, minutes: int, *, crash_at: str | None = None) -> asyncio.subprocess.Process:
+def process(url: str, minutes: int, *, crash_at: str | None = None) -> Forked:
     environment = os.environ | ({"AGENTFLOW_CRASH_AT": crash_at} if crash_at else {})
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tests.engine.ticking", url, str(minutes)),
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-    )
+    return Forked(["-m", "tests.engine.ticking", url, str(minutes)], env=environment, stdout=DEVNULL)
 
 
 async def nominal_times(url: str) -> Counter[datetime]:

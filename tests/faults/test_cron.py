@@ -22,10 +22,10 @@ from agentflow.clock import VirtualClock
 from agentflow.engine.schedules import Schedules
 from agentflow.store.opening import open_store
 from agentflow.timetable import SECOND
-from tests.crash.forks import KILLED, Forks, forks
 from tests.crash.zone_ticking import look, make_app
 from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
+from tests.forked import KILLED, Starter
 from tests.values.test_timetable import first_shown, local_times, offset
 
 HOUR = 3600
@@ -97,7 +97,7 @@ async def test_around_a_change_of_the_clocks_each_time_has_one_run_whoever_looks
     if not database_url.startswith("sqlite"):
         every = every[::3]  # the arithmetic is the same there; what differs is who wins
     kills = runs = 0
-    async with forks("tests.crash.zone_ticking") as children:
+    with Starter("tests.crash.zone_ticking") as children:
         for name, change in every:
             zone, begin, end = ZoneInfo(name), change - 4 * HOUR, change + 4 * HOUR
             exprs, due = expected(zone, change, begin, end)
@@ -116,7 +116,7 @@ async def test_around_a_change_of_the_clocks_each_time_has_one_run_whoever_looks
 
 
 async def _kill_one(
-    children: Forks,
+    children: Starter,
     url: str,
     zone: str,
     exprs: list[str],

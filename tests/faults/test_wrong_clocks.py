@@ -35,7 +35,7 @@ async def test_workers_whose_clocks_differ_by_two_hours_agree_about_what_is_due(
     app = make_app(postgres_url, str(log))
     plain, others = (200, 20) if IS_FULL else (4, 1)
     sleepers, seconds, naps = (300, 60.0, 2.0) if IS_FULL else (10, 0.5, 1.0)
-    with workers(postgres_url, log, module=MODULE) as group:
+    with workers(postgres_url, log, module=MODULE, is_forked=False) as group:
         settings = f"lease_seconds={LEASE_SECONDS}"
         await asyncio.gather(*[group.start(f"hours={hours}", settings) for hours in (1, -1, 0)])
         async with app:
@@ -87,7 +87,7 @@ async def test_a_clock_that_is_set_ends_no_lease(database_url: str, tmp_path: Pa
     times = 20 if IS_FULL else 2
     log = tmp_path / "log"
     app = make_app(database_url, str(log))
-    with workers(database_url, log, module=MODULE) as group:
+    with workers(database_url, log, module=MODULE, is_forked=False) as group:
         both = [await group.start("hours=0", f"lease_seconds={LEASE_SECONDS}") for _ in range(2)]
         async with app:
             runs = [await app.start("long-body", times * LEASE_SECONDS) for _ in range(6)]

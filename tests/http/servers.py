@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import httpx2
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Forked
+
 LISTENING = re.compile(rb"Uvicorn running on http://127\.0\.0\.1:(\d+)")
 
 
@@ -33,12 +31,11 @@ class Server:
 
     def start(self) -> None:
         # Another port each time: what a killed process leaves behind is nothing to wait for.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", self.target, "--port", "0", "--timeout-graceful-shutdown", "5"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        self.process = Forked(
+            ["-m", "uvicorn", self.target, "--port", "0", "--timeout-graceful-shutdown", "5"],
+            env={**os.environ, **self.environment},
+            stdout=PIPE,
+            stderr=STDOUT,
         )
         self.output.clear()
         self._listening = threading.Event()
@@ -59,13 +56,13 @@ class Server:
         self._listening.set()
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
         self._reader.join(5)
 
     def stop(self) -> int:
         """As a deploy does; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         code = self.process.wait(30)
         self._reader.join(5)
         return code

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.servers import ROOT, Server, read_events, wait_for_status, wait_until
+from tests.forked import ROOT
+from tests.http.servers import Server, read_events, wait_for_status, wait_until
 
 LONG = {"Prefer": "wait=30"}
 

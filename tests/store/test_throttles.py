@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -19,18 +21,21 @@ async def begin_all(world: World, runs: int, *, next_look: Any) -> list[int]:
     """The times at which the runs begin, when somebody claims at the times that `next_look` gives."""
     admission = Admission(Gates(throttle="throttle:t"))
     now = 10 * SECOND
-    for n in range(runs):
-        run = a_run(f"run{n:05}", ready_at=now)._replace(admission=admission)
-        await world.submit(StartRun(run, now))
+    queued = [a_run(f"run{n:05}", ready_at=now)._replace(admission=admission) for n in range(runs)]
+    await asyncio.gather(*[world.submit(StartRun(run, now)) for run in queued])
+    app = queued[0].app
     begun: list[int] = []
+    ending: list[Awaitable[object]] = []
     while len(begun) < runs:
         claimed = await world.store.claim(
-            world.worker, epoch=world.epoch, app=run.app, functions=[FUNCTION], limit=50, now=now, gates=GATES
+            world.worker, epoch=world.epoch, app=app, functions=[FUNCTION], limit=50, now=now, gates=GATES
         )
         for each in claimed:
             begun.append(now)
-            await world.submit(Finish(each.key, Status.COMPLETED, "null", None, None, now))
-        now = next_look(now, await world.store.next_ready_at(app=run.app, functions=[FUNCTION]))
+            end = Finish(each.key, Status.COMPLETED, "null", None, None, now)
+            ending.append(asyncio.ensure_future(world.submit(end)))
+        now = next_look(now, await world.store.next_ready_at(app=app, functions=[FUNCTION]))
+    await asyncio.gather(*ending)
     return begun
 
 
