@@ -19,9 +19,11 @@ from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
 from agentflow.agents.result import AgentResult, Prompt, T
 from agentflow.agents.subagents import AgentTool, Delegated
 from agentflow.agents.surroundings import Surroundings
+from agentflow.asking import DeltaListener
 from agentflow.codec import Codec, codec_for
 from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
-from agentflow.inference import Asked, DeltaListener, ask_model, check_unchanged
+from agentflow.inference import Asked, ask_model, check_unchanged
+from agentflow.models.ledger import CallState
 from agentflow.models.memo import Question, name_of, read_memo
 from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
 from agentflow.models.output import FINAL_ANSWER, ask_again
@@ -153,10 +155,11 @@ class Loop(Generic[T]):
         draft: dict[str, Pinned] = {}
         asking = ask_model(
             self._step,
-            self._take(f"turn{turn}/model"),
+            RawId(f"turn{turn}/model"),
             functools.partial(self._prepare, draft),
             name=name_of(agent.model),
             models=lambda: self._models(draft["pinned"]),
+            billing=agent.billing,
             agent=agent.name,
             stream=True,
             on_delta=self._on_delta,
@@ -177,7 +180,10 @@ class Loop(Generic[T]):
     async def _prepare(self, draft: dict[str, Pinned], attempt: Attempt) -> Question:
         """What to ask, in the body of the step: instructions are rendered and the clock is read on the first run."""
         agent, kept = self._active, Kept()
-        now = self._runner.now()
+        call = attempt.open_call
+        # A job that is under way was asked for then, and is not given up for a deadline that passes meanwhile.
+        is_under_way = call is not None and call.state == CallState.SUBMITTED
+        now = call.started_at if call is not None and is_under_way else self._runner.now()
         if self._unpaid:
             calls = [call for run_id in self._unpaid for call in await attempt.list_model_calls(run_id)]
             kept.sub_agents = SubAgents.of(calls)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from agentflow.inference import DeltaListener
+from agentflow.asking import DeltaListener
 from agentflow.models.response import Delta
 
 R = TypeVar("R")

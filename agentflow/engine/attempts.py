@@ -45,16 +45,23 @@ R = TypeVar("R")
 class BodyAttempt:
     """What a body sees of its run."""
 
-    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call")
+    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call", "timeout")
 
-    def __init__(self, runner: Runner, key: str, number: int, *, threads: Executor) -> None:
+    def __init__(
+        self, runner: Runner, key: str, number: int, *, threads: Executor, timeout: timedelta | None
+    ) -> None:
         self._runner = runner
         self._threads = threads
         self._thread: asyncio.Future[Any] | None = None
         self.key = key
         self.number = number
+        self.timeout = timeout
         self.model_call: ModelCall | None = None
         self.open_call = runner.journal.open_calls.get(key)
+
+    @property
+    def goes_on(self) -> bool:
+        return not self._runner.is_over
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         job = self._threads.submit(contextvars.copy_context().run, fn)
@@ -75,6 +82,7 @@ class BodyAttempt:
 
     async def write_model_call(self, call: ModelCall) -> None:
         await self._commit(WriteModelCall(self._runner.run_key, call))
+        self._runner.journal.note_model_call(call)
 
     def end_model_call(self, call: ModelCall) -> None:
         self.model_call = call

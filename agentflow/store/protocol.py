@@ -278,6 +278,8 @@ class ModelCall(NamedTuple):
     cost: str | None = None
     """A decimal number of US dollars; `None` when the model's price is not known."""
     price_version: str | None = None
+    error: str | None = None
+    """Why it failed or is in doubt; `None` also when its worker died."""
 
 
 class Chunk(NamedTuple):
@@ -478,6 +480,13 @@ class WriteModelCall(NamedTuple):
     call: ModelCall
 
 
+class EndAbandonedCall(NamedTuple):
+    """Enter the end of a job whose run has ended without it; a row that has an end already stands."""
+
+    run_id: str
+    call: ModelCall
+
+
 class Adopt(NamedTuple):
     """Number what others delivered, and end the waits that are due. For a run that stays in memory."""
 
@@ -663,6 +672,7 @@ Operation = (
     | WithdrawWait
     | RecordAttempt
     | WriteModelCall
+    | EndAbandonedCall
     | Adopt
     | Suspend
     | Release
@@ -968,6 +978,10 @@ class Queries(Protocol):
         since: Micros | None = None,
     ) -> list[tuple[str, ModelCall]]:
         """(run id, call) of the run and its descendants, oldest first."""
+        ...
+
+    async def list_abandoned_calls(self, *, app: str, limit: int = 50) -> list[tuple[str, ModelCall]]:
+        """(run id, call) of the jobs at providers whose runs have ended without them."""
         ...
 
 

@@ -19,6 +19,7 @@ CLAIMABLE = text("status IN (0, 2, 3)")
 
 RUNNING = text("status = 1")
 BUFFERED = text("state = 0")
+SUBMITTED = text("state = 'submitted'")
 
 
 class Base(SQLModel, registry=registry(metadata=MetaData())):
@@ -324,7 +325,11 @@ class ModelCallRow(Base, table=True):
     """The ledger: one request to a model provider."""
 
     __tablename__ = "agentflow_model_call"
-    __table_args__: ClassVar[Any] = (Index("agentflow_model_call_started", "started_at"), _CLUSTERED)
+    __table_args__: ClassVar[Any] = (
+        Index("agentflow_model_call_started", "started_at"),
+        Index("agentflow_model_call_submitted", "run_id", sqlite_where=SUBMITTED, postgresql_where=SUBMITTED),
+        _CLUSTERED,
+    )
 
     run_id: str = _key()
     key: str = _key()
@@ -345,6 +350,7 @@ class ModelCallRow(Base, table=True):
     reasoning_tokens: int | None = _maybe_big()
     cost: str | None = _maybe_text()
     price_version: str | None = _maybe_text()
+    error: str | None = _maybe_text()
 
 
 class StreamChunkRow(Base, table=True):

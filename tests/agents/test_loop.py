@@ -407,8 +407,6 @@ async def test_what_this_version_cannot_do_is_refused_in_words(sqlite_url: str) 
     agent = Agent("support", model="openai:gpt-5-mini")
     with pytest.raises(ConfigurationError, match="compaction"):
         Agent("support", model="openai:gpt-5-mini", compaction=object())
-    with pytest.raises(ConfigurationError, match="billing='strict'"):
-        Agent("support", model="openai:gpt-5-mini", billing="strict")
     with pytest.raises(ConfigurationError, match='effect="once"'):
         tool(effect="once", name="pay")(lambda: None)
     app = App("t")
