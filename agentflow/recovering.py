@@ -129,7 +129,8 @@ class Recovering(Asking):
     ) -> tuple[ModelCall, RawAnswer] | None:
         """The stored answer of a request that was lost; `None` when there was none within the grace. Not `is_patient`
         is who has been told that there will be none."""
-        assert isinstance(model, LookupModel)
+        if not _is_lookup(model):
+            return None
         now, since = self._now(), row.ended_at or 0
         unreachable = ""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentflow.clock import to_datetime
 from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
+from agentflow.engine.reading import undisturbed
 from agentflow.engine.streams import RunStream
 from agentflow.errors import NoWaiter, SignalConflict
 from agentflow.events import Event
@@ -89,7 +90,7 @@ class BodyAttempt:
 
     async def list_own_model_calls(self) -> list[ModelCall]:
         own = self._runner.run_id
-        calls = await _undisturbed(self._runner.host.store.queries.list_model_calls(run=own))
+        calls = await undisturbed(self._runner.host.store.queries.list_model_calls(run=own))
         return [call for run_id, call in calls if run_id == own and call.key == self.key]
 
     async def list_model_calls(self, run_id: str) -> list[ModelCall]:
@@ -176,14 +177,6 @@ class BodyAttempt:
         if isinstance(answer, Fenced):
             raise self._runner.lost(answer.why)
         return answer
-
-
-async def _undisturbed(read: Coroutine[Any, Any, R]) -> R:
-    """Let a read end although its body is cancelled: it would take its connection with it."""
-    # In a context of its own, or it would be a branch of the run.
-    task = contextvars.Context().run(asyncio.get_running_loop().create_task, read)
-    task.add_done_callback(_retrieve)
-    return await asyncio.shield(task)
 
 
 def _awaited(limit: ModelRateLimit, because: str) -> str:

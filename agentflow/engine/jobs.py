@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 from agentflow.clock import Clock
+from agentflow.engine.reading import undisturbed
 from agentflow.models.ledger import CallState
 from agentflow.models.protocol import BackgroundModel
 from agentflow.models.registry import model_asked_before
@@ -30,7 +31,7 @@ class AbandonedJobs:
 
     async def run_once(self) -> int:
         """Cancel what is there, and enter it in the ledger as possibly billed; how many jobs it was."""
-        calls = await self._store.queries.list_abandoned_calls(app=self._app)
+        calls = await undisturbed(self._store.queries.list_abandoned_calls(app=self._app))
         for run_id, call in calls:
             why = await self._cancel(run_id, call)
             ended = call._replace(state=CallState.IN_DOUBT, ended_at=self._clock.now(), error=why)
