@@ -44,7 +44,7 @@ LOOKUP_GRACE = 30 * SECOND
 """For so long after a loss is noticed a provider that keeps its answers is asked for the lost one."""
 SHORTEST_PAUSE, LONGEST_PAUSE = SECOND, 30 * SECOND
 CANCEL_SECONDS = 10.0
-MOST_TO_CANCEL_SECONDS = 2.0
+MOST_TO_SPARE_SECONDS = 2.0
 LONGEST_METADATA = 512
 """Characters of a value of OpenAI's metadata."""
 
@@ -201,8 +201,13 @@ class Recovering(Asking):
     async def _send(
         self, model: Model, row: ModelCall, unended: Sequence[ModelCall], exchange: Callable[[], Awaitable[R]]
     ) -> R:
+        async def in_time() -> R:
+            # Before the step's own timeout strikes, which would leave no time to see to what is lost.
+            async with asyncio.timeout(self._seconds_left(row)):
+                return await exchange()
+
         try:
-            return await super()._send(model, row, unended, exchange)
+            return await super()._send(model, row, unended, in_time)
         except ProviderError as error:
             if isinstance(error.__cause__, ConfigurationError):
                 raise error.__cause__ from None  # the server refuses what this way of billing needs
@@ -325,11 +330,11 @@ class Recovering(Asking):
                 return await self._polled(model, row)
 
     def _seconds_left(self, row: ModelCall) -> float | None:
-        """Until the step's timeout, less what it takes to cancel the job before that strikes."""
+        """Until the step's timeout, less what it takes to see to the call before that strikes."""
         limit = self._attempt.timeout
         if limit is None:
             return None
-        margin = min(limit.total_seconds() / 10, MOST_TO_CANCEL_SECONDS)
+        margin = min(limit.total_seconds() / 4, MOST_TO_SPARE_SECONDS)
         return limit.total_seconds() - (self._now() - row.started_at) / 1e6 - margin
 
     def _is_overdue(self, row: ModelCall) -> bool:

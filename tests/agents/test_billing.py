@@ -19,7 +19,7 @@ from agentflow.models.ledger import Billing
 from agentflow.models.protocol import Capabilities
 from agentflow.testing import Harness, ScriptedModel, crash_after, harness
 from agentflow.testing.provider_jobs import Job, Refusal
-from agentflow.testing.provider_server import Cut, FakeProvider, HttpError, fake_provider
+from agentflow.testing.provider_server import Cut, FakeProvider, HttpError, Stall, fake_provider
 from tests.agents.support import steps_of
 from tests.faults.support import read_rows
 
@@ -422,6 +422,50 @@ async def test_a_person_gives_it_up(provider: FakeProvider, database_url: str) -
     assert raised.value.error.name == "InDoubt"
     assert raised.value.error.step_id == "ask"
     assert provider.generations == 1
+
+
+async def test_a_timeout_of_the_last_attempt_is_put_before_a_person_too(
+    provider: FakeProvider, sqlite_url: str
+) -> None:
+    provider.add(Stall(reply="never heard"))
+    app, ask = asking(CLAUDE, "strict", timeout=4, retry=0)
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(ask, "Hi")
+        await h.idle()
+        assert await run.status() == "waiting"
+        request = await the_approval(app)
+        assert request.step_key == "ask/in-doubt"
+    assert await ledger(sqlite_url) == [("ask", 0, "in_doubt", "possible")]
+
+
+async def test_a_job_that_has_lost_a_race_is_cancelled(provider: FakeProvider, sqlite_url: str) -> None:
+    provider.add(Job("never", queued=None))
+    app = App("t")
+
+    async def once_the_job_is_there() -> str:
+        while len(provider.requests) < 2:
+            await asyncio.sleep(0.01)
+        return "faster"
+
+    @app.function
+    async def ask(ctx: Context[str], step: Step) -> str:
+        async def slow(step: Step) -> str:
+            asking = step.ai.infer("ask", model=RESPONSES, messages="Hi", billing="strict", stream=True)
+            return (await asking).text
+
+        async def fast(step: Step) -> str:
+            return await step.run("wait", once_the_job_is_there)
+
+        name, value = await step.race("first", slow=slow, fast=fast)
+        return f"{name}: {value}"
+
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(ask, "Hi")
+        await h.idle()
+        assert await run.result(5) == "fast: faster"
+        await h.idle()
+    assert "POST /responses/resp_stuck_1/cancel" in paths(provider)
+    assert [row[2:] for row in await ledger(sqlite_url)] == [("in_doubt", "possible")]
 
 
 async def test_nobody_decides_in_time(provider: FakeProvider, sqlite_url: str) -> None:
