@@ -8,15 +8,14 @@ neither is to be had, or nothing is found, `"recover"` asks again and `"strict"`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from agentflow.asking import Asking, R, in_words
-from agentflow.durations import to_micros
 from agentflow.errors import ConfigurationError, InDoubt, ProviderError
+from agentflow.following import SECOND, Job, pause_after, seconds_left
 from agentflow.model_limits import estimate_tokens, model_turn
 from agentflow.models.answers import priced
 from agentflow.models.ledger import Billing, CallState, NextAct, act_on, state_after_crash
@@ -25,7 +24,6 @@ from agentflow.models.protocol import (
     BackgroundModel,
     LookupModel,
     Model,
-    StreamEvent,
     Submitted,
     model_ref,
 )
@@ -39,12 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECOND = 1_000_000
 LOOKUP_GRACE = 30 * SECOND
 """For so long after a loss is noticed a provider that keeps its answers is asked for the lost one."""
-SHORTEST_PAUSE, LONGEST_PAUSE = SECOND, 30 * SECOND
-CANCEL_SECONDS = 10.0
-MOST_TO_SPARE_SECONDS = 2.0
 LONGEST_METADATA = 512
 """Characters of a value of OpenAI's metadata."""
 
@@ -58,9 +52,6 @@ class Recovering(Asking):
         self._billing = billing
         self._earlier: list[ModelCall] | None = None
         self._in_doubt: list[ModelCall] = []
-        self._is_taken_up = False
-        """Whether the job was given by an earlier call of the body, here or elsewhere."""
-        self._is_late = False
 
     async def ask(self, models: Sequence[Model]) -> ModelMemo:
         for model in models:
@@ -84,8 +75,7 @@ class Recovering(Asking):
         if row.ended_at is None:
             state = state_after_crash(CallState(row.state))
             if state is CallState.SUBMITTED:
-                self._is_taken_up = True
-                return await self._follow(model, row)
+                return await self._follow(model, row, is_taken_up=True)
             row = self._ended(row)
             await self._attempt.write_model_call(row)
         if row.state != CallState.IN_DOUBT:
@@ -149,7 +139,7 @@ class Recovering(Asking):
             self._settle_failed_look(model, error)
         if not is_patient or (not unreachable and now >= since + LOOKUP_GRACE):
             return None
-        until = now + _pause(now - since)
+        until = now + pause_after(now - since)
         raise NotYet(
             until if unreachable else min(until, since + LOOKUP_GRACE),
             f"step {self._attempt.key!r} looks for a lost answer at {model_ref(model)}{unreachable}",
@@ -188,7 +178,7 @@ class Recovering(Asking):
             return memo
         if answer is not None:
             return self._recovered(model, row, answer)
-        return await self._follow(model, row)
+        return await self._follow(model, row, is_taken_up=False)
 
     async def _exchange(self, model: Model, request: ModelRequest, row: ModelCall) -> RawAnswer:
         if not _is_lookup(model):
@@ -203,7 +193,7 @@ class Recovering(Asking):
     ) -> R:
         async def in_time() -> R:
             # Before the step's own timeout strikes, which would leave no time to see to what is lost.
-            async with asyncio.timeout(self._seconds_left(row)):
+            async with asyncio.timeout(seconds_left(self._attempt, row, now=self._now())):
                 return await exchange()
 
         try:
@@ -250,18 +240,26 @@ class Recovering(Asking):
 
     # ----------------------------------------------------------------------------------------------------- the job
 
-    async def _follow(self, model: Model, row: ModelCall) -> ModelMemo:
+    async def _follow(self, model: Model, row: ModelCall, *, is_taken_up: bool) -> ModelMemo:
         """The answer of a job, however long it takes. Raises `NotYet` where the run may leave memory until then."""
         if not _is_background(model):
             raise ConfigurationError(
                 f"{model_ref(model)} was given the job {row.provider_id} and cannot be asked for it now: it has to "
                 "stay the provider it was until the run has ended"
             )
+        job = Job(
+            self._attempt,
+            model,
+            row,
+            now=self._now,
+            tell=self._told if self._wants_stream(model) else None,
+            is_taken_up=is_taken_up,
+        )
         try:
-            answer = await self._awaited(model, row)
+            answer = await job.answer()
         except asyncio.CancelledError:
             if self._attempt.goes_on:  # else another worker follows the job, or cancels it with the run
-                await self._cancel(model, row)
+                await job.cancel()
                 self._end(
                     self._ended_in_doubt(row, "cancelled: it took longer than it may, or was not wanted")
                 )
@@ -274,106 +272,6 @@ class Recovering(Asking):
             return memo
         return self._recovered(model, row, answer)
 
-    async def _awaited(self, model: BackgroundModel, row: ModelCall) -> RawAnswer:
-        """Raises `ProviderError` when the job has ended without an answer."""
-        if self._wants_stream(model) and not self._is_overdue(row):
-            answer = await self._streamed(model, row)
-        else:
-            answer = await self._polled(model, row) if self._is_taken_up else None
-        if answer is not None:
-            return answer
-        if self._is_overdue(row):
-            return await self._give_up(model, row)
-        raise NotYet(
-            self._next_look(row),
-            f"step {self._attempt.key!r} waits for {row.provider_id} of {model_ref(model)}",
-        )
-
-    async def _polled(self, model: BackgroundModel, row: ModelCall) -> RawAnswer | None:
-        try:
-            return await model.poll(row.provider_id or "")
-        except ProviderError:
-            raise  # the job's end
-        except Exception as error:
-            failure = model.classify(error)
-            if not failure.retriable:
-                raise failure.error from error
-            logger.warning("%s: %s; the job is looked at again", self._attempt.key, failure.error)
-            return None
-
-    async def _streamed(self, model: BackgroundModel, row: ModelCall) -> RawAnswer | None:
-        """Tell the job's deltas. `None` when there is no stream to be had now."""
-        if self._is_taken_up:
-            # What was told of it before is told again, from the beginning.
-            self._attempt.stream("attempt.reset", None)
-        try:
-            async with asyncio.timeout(self._seconds_left(row)):
-                return await self._stream_to_its_end(model, row)
-        except TimeoutError:
-            self._is_late = True
-            return None
-
-    async def _stream_to_its_end(self, model: BackgroundModel, row: ModelCall) -> RawAnswer | None:
-        """A stream that breaks off is taken up where it broke; where none brings anything new, the job is looked at."""
-        place = _Place()
-        while True:
-            before = place.number
-            try:
-                events = place.passing(model.resume(row.provider_id or "", after=before))
-                async with contextlib.aclosing(events):
-                    return await self._told(events)
-            except Exception as error:
-                logger.info(
-                    "%s: the stream of %s ended: %s", self._attempt.key, row.provider_id, in_words(error)
-                )
-            if place.number == before:
-                return await self._polled(model, row)
-
-    def _seconds_left(self, row: ModelCall) -> float | None:
-        """Until the step's timeout, less what it takes to see to the call before that strikes."""
-        limit = self._attempt.timeout
-        if limit is None:
-            return None
-        margin = min(limit.total_seconds() / 4, MOST_TO_SPARE_SECONDS)
-        return limit.total_seconds() - (self._now() - row.started_at) / 1e6 - margin
-
-    def _is_overdue(self, row: ModelCall) -> bool:
-        limit = self._attempt.timeout
-        return self._is_late or (limit is not None and self._now() >= row.started_at + to_micros(limit))
-
-    def _next_look(self, row: ModelCall) -> int:
-        now = self._now()
-        until = now + _pause(now - row.started_at)
-        limit = self._attempt.timeout
-        return (
-            until
-            if limit is None
-            else min(until, max(row.started_at + to_micros(limit), now + SHORTEST_PAUSE))
-        )
-
-    async def _give_up(self, model: BackgroundModel, row: ModelCall) -> RawAnswer:
-        """The step's timeout is over: cancel the job, unless it ends with its answer just now."""
-        await self._cancel(model, row)
-        with contextlib.suppress(ProviderError):
-            answer = await self._polled(model, row)
-            if answer is not None:
-                return answer
-        raise ProviderError(
-            f"the job {row.provider_id} of {model_ref(model)} took longer than timeout={self._attempt.timeout}: it "
-            "was cancelled, and may be billed",
-            provider=row.provider,
-            model=row.model,
-            billed="possible",
-            retriable=True,
-        )
-
-    async def _cancel(self, model: BackgroundModel, row: ModelCall) -> None:
-        try:
-            async with asyncio.timeout(CANCEL_SECONDS):
-                await model.cancel(row.provider_id or "")
-        except Exception as error:
-            logger.warning("%s: job %s could not be cancelled: %r", self._attempt.key, row.provider_id, error)
-
     def _ended_in_doubt(self, row: ModelCall, error: str) -> ModelCall:
         return row._replace(state=CallState.IN_DOUBT, billed="possible", ended_at=self._now(), error=error)
 
@@ -385,18 +283,6 @@ class Recovering(Asking):
             "agentflow_step": step,
             "agentflow_attempt": str(row.attempt),
         }
-
-
-class _Place:
-    """How far a numbered stream was read."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    async def passing(self, events: AsyncIterator[StreamEvent]) -> AsyncGenerator[StreamEvent]:
-        async for item in events:
-            self.number = getattr(item, "number", None) or self.number
-            yield item
 
 
 def check_can_recover(model: Model, billing: Billing) -> None:
@@ -435,8 +321,3 @@ def _doubt(row: ModelCall, *, is_looked_up: bool) -> InDoubt:
         model=f"{row.provider}:{row.model}",
         provider_id=row.provider_id,
     )
-
-
-def _pause(elapsed: int) -> int:
-    """Microseconds until the next look, the longer the longer it takes already."""
-    return min(max(elapsed // 2, SHORTEST_PAUSE), LONGEST_PAUSE)

@@ -81,13 +81,13 @@ class Shelf:
         return self._job(id).cancel()
 
     def stream(self, id: str, after: int) -> tuple[list[Event], float | None]:
-        """GET /v1/responses/{id}?stream=true: the events after that number, and the share after which to break off."""
+        """GET /v1/responses/{id}?stream=true: the events after that number, and the share after which to break off; of
+        a job that is stuck there are none."""
         job = self._job(id)
         if not job.is_streamed:
             raise Refusal(400, f"Response with id '{id}' was not created with stream=true.")
         if job.plan.queued is None:
-            waiting = openai_responses.events(openai_responses.queued(job.answer))
-            return waiting[after + 1 :], None
+            return [], None
         cut = job.plan.cuts[job.streams] if job.streams < len(job.plan.cuts) else None
         job.streams += 1
         events = openai_responses.events(job.end() if cut is None else job.answer)

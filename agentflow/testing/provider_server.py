@@ -275,6 +275,7 @@ class FakeProvider:
             return _json(refusal.status, openai_responses.error(refusal.status, str(refusal), None))
         out = _events(events)
         out.send_share = cut
+        out.delay_seconds = 0.0 if events else None
         return out
 
     def _found(self, request: FakeRequest) -> _Out:

@@ -64,6 +64,12 @@ async def the_approval(app: App) -> Any:
     return request
 
 
+async def requests_made(provider: FakeProvider, count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(provider.requests) < count:
+            await asyncio.sleep(0.01)
+
+
 def paths(provider: FakeProvider) -> list[str]:
     return [f"{request.method} {request.path.removeprefix('/v1')}" for request in provider.requests]
 
@@ -215,12 +221,46 @@ async def test_cancelling_a_run_cancels_its_job(
     app, ask = asking(RESPONSES, "strict", stream=is_in_memory)
     async with harness(app, database_url=database_url) as h:
         run = await h.start(ask, "Hi")
-        await h.idle()
+        if is_in_memory:
+            await requests_made(provider, 2)
+        else:
+            await h.idle()
         await app.runs.cancel(run.id)
         await h.idle()
         assert await run.status() == "cancelled"
     assert paths(provider).count("POST /responses/resp_stuck_1/cancel") == 1
     assert await ledger(database_url) == [("ask", 0, "in_doubt", "possible")]
+
+
+async def test_a_worker_that_dies_in_a_stream_leaves_the_job_alone(
+    provider: FakeProvider, sqlite_url: str
+) -> None:
+    provider.add(Job("never", queued=None))
+    app, ask = asking(RESPONSES, "strict", stream=True)
+    async with harness(app, database_url=sqlite_url) as h:
+        await h.start(ask, "Hi")
+        await requests_made(provider, 2)
+        await h.crash()
+    assert not [path for path in paths(provider) if path.endswith("/cancel")]
+    assert await ledger(sqlite_url) == [("ask", 0, "submitted", "possible")]
+
+
+@pytest.mark.parametrize("billing", ["recover", "strict"])
+async def test_a_job_that_the_provider_has_forgotten_is_in_doubt(
+    provider: FakeProvider, sqlite_url: str, billing: Billing
+) -> None:
+    provider.add(Job("forgotten"), Job("second"))
+    app, ask = asking(RESPONSES, billing)
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(ask, "Hi")
+        await h.idle()
+        provider.shelf.responses.clear()
+        await h.advance("1m")
+        if billing == "recover":
+            assert await run.result(5) == "second"
+        else:
+            assert (await the_approval(app)).step_key == "ask/in-doubt"
+            assert provider.generations == 1
 
 
 async def test_a_worker_that_stops_leaves_the_job_to_the_next_one(
@@ -443,8 +483,7 @@ async def test_a_job_that_has_lost_a_race_is_cancelled(provider: FakeProvider, s
     app = App("t")
 
     async def once_the_job_is_there() -> str:
-        while len(provider.requests) < 2:
-            await asyncio.sleep(0.01)
+        await requests_made(provider, 2)
         return "faster"
 
     @app.function
