@@ -28,7 +28,14 @@ class Attempt(Protocol):
     number: int
     """0 for the first."""
     open_call: ModelCall | None
-    """A row of the ledger that a crash left without an end; there may be others."""
+    """A row of the ledger without an end: a crash left it so, or its job goes on. There may be others."""
+    timeout: timedelta | None
+    """How long a call of the body may take."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on here: it has not left memory, nor was it cancelled or lost."""
+        ...
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         """Call a sync function in a thread."""

@@ -31,7 +31,8 @@ from agentflow.errors import (
     OutputInvalid,
     Refused,
 )
-from agentflow.inference import Asked, DeltaListener, ask_model, check_unchanged
+from agentflow.inference import Asked, ask_model, check_unchanged
+from agentflow.models.ledger import CallState
 from agentflow.models.memo import Question, name_of, read_memo
 from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
 from agentflow.models.output import FINAL_ANSWER, ask_again
@@ -40,6 +41,7 @@ from agentflow.models.response import ModelResponse
 from agentflow.runs import StepKind
 from agentflow.step import Step, runner_of, take_key
 from agentflow.step_runner import Attempt, Body, RawId
+from agentflow.telling import DeltaListener
 
 if TYPE_CHECKING:
     from agentflow.agents.agent import Agent
@@ -172,10 +174,11 @@ class Loop(Generic[T]):
         draft: dict[str, Pinned] = {}
         asking = ask_model(
             self._step,
-            self._take(f"turn{turn}/model"),
+            RawId(f"turn{turn}/model"),
             functools.partial(self._prepare, draft),
             name=name_of(agent.model),
             models=lambda: pinned_models(agent, draft["pinned"]),
+            billing=agent.billing,
             agent=agent.name,
             stream=True,
             on_delta=self._on_delta,
@@ -197,7 +200,10 @@ class Loop(Generic[T]):
     async def _prepare(self, draft: dict[str, Pinned], attempt: Attempt) -> Question:
         """What to ask, in the body of the step: instructions are rendered and the clock is read on the first run."""
         agent, kept = self._active, Kept()
-        now = self._runner.now()
+        call = attempt.open_call
+        # A job that is under way was asked for then, and is not given up for a deadline that passes meanwhile.
+        is_under_way = call is not None and call.state == CallState.SUBMITTED
+        now = call.started_at if call is not None and is_under_way else self._runner.now()
         if self._unpaid:
             calls = [call for run_id in self._unpaid for call in await attempt.list_model_calls(run_id)]
             kept.sub_agents = SubAgents.of(calls)

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from agentflow.inference import DeltaListener
 from agentflow.models.response import AttemptReset, Delta
+from agentflow.telling import DeltaListener
 
 R = TypeVar("R")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentflow.clock import to_datetime
 from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
+from agentflow.engine.reading import undisturbed
 from agentflow.engine.streams import RunStream
 from agentflow.errors import ConfigurationError, NoWaiter, SignalConflict
 from agentflow.events import Event
@@ -52,17 +53,34 @@ R = TypeVar("R")
 class BodyAttempt:
     """What a body sees of its run."""
 
-    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call", "turn")
+    __slots__ = (
+        "_runner",
+        "_thread",
+        "_threads",
+        "key",
+        "model_call",
+        "number",
+        "open_call",
+        "timeout",
+        "turn",
+    )
 
-    def __init__(self, runner: Runner, key: str, number: int, *, threads: Executor) -> None:
+    def __init__(
+        self, runner: Runner, key: str, number: int, *, threads: Executor, timeout: timedelta | None
+    ) -> None:
         self._runner = runner
         self._threads = threads
         self._thread: asyncio.Future[Any] | None = None
         self.key = key
         self.number = number
+        self.timeout = timeout
         self.model_call: ModelCall | None = None
         self.turn: TurnEnd | None = None
         self.open_call = runner.journal.open_calls.get(key)
+
+    @property
+    def goes_on(self) -> bool:
+        return not self._runner.is_over
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         job = self._threads.submit(contextvars.copy_context().run, fn)
@@ -83,13 +101,14 @@ class BodyAttempt:
 
     async def write_model_call(self, call: ModelCall) -> None:
         await self._commit(WriteModelCall(self._runner.run_key, call))
+        self._runner.journal.note_model_call(call)
 
     def end_model_call(self, call: ModelCall) -> None:
         self.model_call = call
 
     async def list_own_model_calls(self) -> list[ModelCall]:
         own = self._runner.run_id
-        calls = await self._runner.host.store.queries.list_model_calls(run=own)
+        calls = await undisturbed(self._runner.host.store.queries.list_model_calls(run=own))
         return [call for run_id, call in calls if run_id == own and call.key == self.key]
 
     async def list_model_calls(self, run_id: str) -> list[ModelCall]:

@@ -63,13 +63,14 @@ class Bodies:
         failures = runner.journal.attempts.setdefault(key, [])
         if failures and failures[-1].next_at > runner.now():
             await runner.waits.nap(failures[-1].next_at)
+        timeout = self._default_timeout if body.timeout is None else body.timeout
         while True:
             if runner.host.is_draining():
                 await self._hold_back()
             if runner.waits.is_looking:
                 await runner.waits.looked()
             runner.check_goes_on(key)
-            attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads)
+            attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads, timeout=timeout)
             started_at = runner.now()
             try:
                 output, value = await self._run(attempt, body, policy, failures, started_at)
@@ -110,7 +111,7 @@ class Bodies:
     ) -> tuple[Json, Any]:
         """Call the body once; give its output as JSON, and as it comes back from that."""
         runner = self._runner
-        timeout = self._default_timeout if body.timeout is None else body.timeout
+        timeout = attempt.timeout
         task = asyncio.current_task()
         assert task is not None
         self._running[attempt.key] = task

@@ -76,6 +76,13 @@ class Journal:
             for key in [key for key in begun if key.startswith(scopes)]:
                 del begun[key]
 
+    def note_model_call(self, call: ModelCall) -> None:
+        """A row of the ledger was written: the body that is called again has to know of one without an end."""
+        if call.ended_at is None:
+            self.open_calls[call.key] = call
+        elif (known := self.open_calls.get(call.key)) is not None and known.attempt == call.attempt:
+            del self.open_calls[call.key]
+
     @property
     def is_replaying(self) -> bool:
         return self._undelivered > 0

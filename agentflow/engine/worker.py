@@ -15,6 +15,7 @@ from agentflow.clock import Clock
 from agentflow.crashpoints import point
 from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
+from agentflow.engine.jobs import AbandonedJobs
 from agentflow.engine.lanes import Lanes
 from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
 from agentflow.engine.retention import Retention
@@ -136,6 +137,7 @@ class Worker:
         )
         self._retention = Retention(store, clock, keep=settings.retention, rng=self._rng)
         self._schedules = Schedules(store, clock, registry, app=app)
+        self._abandoned_jobs = AbandonedJobs(store, clock, app=app)
         self._reaper = Reaper(
             store,
             clock,
@@ -176,6 +178,7 @@ class Worker:
             asyncio.create_task(self._schedules.run(), name="agentflow-schedules"),
             asyncio.create_task(self._lanes.run(), name="agentflow-lanes"),
             asyncio.create_task(self._retention.run(), name="agentflow-retention"),
+            asyncio.create_task(self._abandoned_jobs.run(), name="agentflow-abandoned-jobs"),
         ]
 
     async def stop(self) -> None:
@@ -331,6 +334,10 @@ class Worker:
     async def tend_lanes_now(self) -> int:
         """Let through what stands before an open gate; how many (for tests and simulation)."""
         return await self._lanes.run_once()
+
+    async def cancel_jobs_now(self) -> int:
+        """Cancel the jobs at model providers whose runs have ended; how many (for tests and simulation)."""
+        return await self._abandoned_jobs.run_once()
 
     @property
     def next_tick_at(self) -> int | None:

@@ -280,6 +280,8 @@ class ModelCall(NamedTuple):
     cost: str | None = None
     """A decimal number of US dollars; `None` when the model's price is not known."""
     price_version: str | None = None
+    error: str | None = None
+    """Why it failed or is in doubt; `None` also when its worker died."""
 
 
 class AuditEntry(NamedTuple):
@@ -572,6 +574,13 @@ class WriteModelCall(NamedTuple):
     call: ModelCall
 
 
+class EndAbandonedCall(NamedTuple):
+    """Enter the end of a job whose run has ended without it; a row that has an end already stands."""
+
+    run_id: str
+    call: ModelCall
+
+
 class Adopt(NamedTuple):
     """Number what others delivered, and end the waits that are due. For a run that stays in memory."""
 
@@ -757,6 +766,7 @@ Operation = (
     | WithdrawWait
     | RecordAttempt
     | WriteModelCall
+    | EndAbandonedCall
     | Adopt
     | Suspend
     | Release
@@ -1116,6 +1126,10 @@ class Queries(Protocol):
         self, app: str, thread: str, *, limit: int = 100, cursor: str | None = None
     ) -> Page[StoredMessage] | None:
         """A thread's messages, the oldest first; `None`: there is no such thread."""
+        ...
+
+    async def list_abandoned_calls(self, *, app: str, limit: int = 50) -> list[tuple[str, ModelCall]]:
+        """(run id, call) of the jobs at providers whose runs have ended without them."""
         ...
 
 

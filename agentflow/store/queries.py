@@ -42,7 +42,9 @@ from agentflow.store.protocol import (
     Status,
     StoredMessage,
 )
+from agentflow.store.rows import RunRow, table_of
 from agentflow.store.statements import (
+    IS_SUBMITTED,
     MODEL_CALL_COLUMNS,
     approval,
     attempt,
@@ -337,6 +339,18 @@ class SqlQueries:
         if app is not None:
             chosen = chosen.where(function.app == app)
         return [FunctionInfo(**row) for row in await self._rows(chosen)]
+
+    async def list_abandoned_calls(self, *, app: str, limit: int = 50) -> list[tuple[str, ModelCall]]:
+        chosen = (
+            select(model_call.run_id, *MODEL_CALL_COLUMNS)
+            .join(table_of(RunRow), run.id == model_call.run_id)
+            .where(IS_SUBMITTED, run.app == app, run.status >= Status.COMPLETED)
+            .limit(limit)
+        )
+        return [
+            (row["run_id"], ModelCall(**{column.key: row[column.key] for column in MODEL_CALL_COLUMNS}))
+            for row in await self._rows(chosen)
+        ]
 
     async def list_model_calls(
         self,

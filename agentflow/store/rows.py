@@ -24,6 +24,7 @@ SUSPECTED = text(f"(CASE WHEN crash_count >= {SUSPECT} AND crash_count < {POISON
 RUNNING = text("status = 1")
 BUFFERED = text("state = 0")
 OPEN_TURN = text("ended_at IS NULL")
+SUBMITTED = text("state = 'submitted'")
 
 
 class Base(SQLModel, registry=registry(metadata=MetaData())):
@@ -340,7 +341,11 @@ class ModelCallRow(Base, table=True):
     """The ledger: one request to a model provider."""
 
     __tablename__ = "agentflow_model_call"
-    __table_args__: ClassVar[Any] = (Index("agentflow_model_call_started", "started_at"), _CLUSTERED)
+    __table_args__: ClassVar[Any] = (
+        Index("agentflow_model_call_started", "started_at"),
+        Index("agentflow_model_call_submitted", "run_id", sqlite_where=SUBMITTED, postgresql_where=SUBMITTED),
+        _CLUSTERED,
+    )
 
     run_id: str = _key()
     key: str = _key()
@@ -361,6 +366,7 @@ class ModelCallRow(Base, table=True):
     reasoning_tokens: int | None = _maybe_big()
     cost: str | None = _maybe_text()
     price_version: str | None = _maybe_text()
+    error: str | None = _maybe_text()
 
 
 class StreamChunkRow(Base, table=True):

@@ -406,8 +406,6 @@ async def test_an_agent_needs_its_sub_agents_registered_before_the_first_call(sq
 def test_what_this_version_cannot_do_is_refused_in_words() -> None:
     with pytest.raises(ConfigurationError, match="compaction"):
         Agent("support", model="openai:gpt-5-mini", compaction=object())
-    with pytest.raises(ConfigurationError, match="billing='strict'"):
-        Agent("support", model="openai:gpt-5-mini", billing="strict")
 
 
 class TestLimits:

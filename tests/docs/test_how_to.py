@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import pytest
 
-from agentflow import Respond, RunStatus, ToolCall
+from agentflow import Approve, Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
-from agentflow.testing import ScriptedModel, fake_provider, harness
+from agentflow.testing import HttpError, Job, ScriptedModel, fake_provider, harness
 from tests.docs.pages import ROOT, load
 
 
@@ -304,6 +304,24 @@ async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
             assert label == page.Label(topic="refund", urgent=True)
             assert await (await h.start(page.careful, "The weather?")).result(5) == "It is sunny."
         assert provider.generations == 2
+
+
+async def test_a_lost_call_is_found_again_or_put_before_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake_provider([Job("Found.", queued=2), HttpError(500), "Summed up."]) as provider:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        page = load("explanation/never-pay-twice.md")
+        async with harness(page.app) as h:
+            run = await h.start(page.clerk, "Where is it?")
+            await h.idle()
+            assert await run.result(20) == "Found."
+            assert provider.requests[0].body["background"] is True
+            run = await h.start(page.summarise, "A long text.")
+            await h.idle()
+            [request] = (await page.app.approvals.list(status="pending")).data
+            await page.app.approvals.decide(request.id, Approve(), by="ana")
+            await h.idle()
+            assert await run.result(20) == "Summed up."
 
 
 async def test_a_wrapped_call_is_asked_once_and_gives_the_type_it_was_parsed_into(

@@ -200,10 +200,19 @@ def upgrade() -> None:
         sa.Column("reasoning_tokens", sa.BigInteger(), nullable=True),
         sa.Column("cost", sa.Text(), nullable=True),
         sa.Column("price_version", sa.Text(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "key", "attempt"),
         sqlite_with_rowid=False,
     )
     op.create_index("agentflow_model_call_started", "agentflow_model_call", ["started_at"], unique=False)
+    op.create_index(
+        "agentflow_model_call_submitted",
+        "agentflow_model_call",
+        ["run_id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'submitted'"),
+        postgresql_where=sa.text("state = 'submitted'"),
+    )
     op.create_table(
         "agentflow_model_hold",
         sa.Column("id", sa.Text(), nullable=False),
