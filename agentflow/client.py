@@ -92,6 +92,7 @@ class Client:
         self.local_worker: LocalWorker | None = None
         self._functions: list[FunctionInfo] = []
         self._functions_read_at = float("-inf")
+        self._functions_asked: asyncio.Event | None = None
 
     async def start(
         self,
@@ -211,9 +212,11 @@ class Client:
 
     async def list_functions(self) -> list[FunctionInfo]:
         """All functions of all apps, this process's own as they are now."""
-        if time.monotonic() - self._functions_read_at > FUNCTIONS_KEPT_SECONDS:
-            self._functions = await self.store.queries.list_functions()
-            self._functions_read_at = time.monotonic()
+        while time.monotonic() - self._functions_read_at > FUNCTIONS_KEPT_SECONDS:
+            if self._functions_asked is None:
+                await self._read_functions()
+            else:
+                await self._functions_asked.wait()
         stored = {(info.app, info.id): info for info in self._functions}
         own = {(info.app, info.id): info for info in local_infos(self.registry)}
         for key, info in own.items():
@@ -222,8 +225,21 @@ class Client:
         return list((own | {key: info for key, info in stored.items() if key not in own}).values())
 
     def forget_functions(self) -> None:
-        """Read them again the next time."""
+        """Read them again the next time; what is being read is out of date already."""
         self._functions_read_at = float("-inf")
+        self._functions_asked = None
+
+    async def _read_functions(self) -> None:
+        """Ask the database, for all who want to know meanwhile. Whoever gives up leaves it to the next of them."""
+        self._functions_asked = asked = asyncio.Event()
+        try:
+            functions = await self.store.queries.list_functions()
+            if self._functions_asked is asked:
+                self._functions, self._functions_read_at = functions, time.monotonic()
+        finally:
+            if self._functions_asked is asked:
+                self._functions_asked = None
+            asked.set()
 
     def _handle(
         self, run_id: str, function: Function[Any, Any] | FunctionRef | None, *, is_new: bool = False

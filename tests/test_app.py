@@ -203,3 +203,43 @@ async def test_what_has_ended_elsewhere_before_anybody_asked_is_given_at_once(
         # This one is told of after those, and is waited for.
         assert await (await client.start("plain", 7)).result(10) == 7
         assert [await run.result(10) for run in early] == [0, 1, 2]
+
+
+async def test_the_functions_are_asked_for_once_however_many_want_to_know(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App("t", database_url=database_url)
+    app.function("plain")(plain)
+    await app.migrate()
+    async with app:
+        client = app.client
+        queries, asked, may_answer = client.store.queries, 0, asyncio.Event()
+        list_functions = queries.list_functions
+
+        async def slow() -> Any:
+            nonlocal asked
+            asked += 1
+            await may_answer.wait()
+            return await list_functions()
+
+        monkeypatch.setattr(queries, "list_functions", slow)
+        client.forget_functions()
+        callers = [asyncio.create_task(client.list_functions()) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert asked == 1
+        # Who asks for all gives up: another one does it.
+        callers[0].cancel()
+        while asked < 2:
+            await asyncio.sleep(0)
+        # What is being read is out of date: it is read once more.
+        client.forget_functions()
+        late = asyncio.create_task(client.list_functions())
+        await asyncio.sleep(0)
+        assert asked == 3
+        may_answer.set()
+        answers = await asyncio.gather(late, *callers[1:])
+        assert [[info.id for info in answer] for answer in answers] == [["plain"]] * 50
+        await asyncio.gather(*(client.list_functions() for _ in range(50)))
+        assert asked == 3
+        with pytest.raises(asyncio.CancelledError):
+            await callers[0]
