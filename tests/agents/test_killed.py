@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
-from agentflow import ModelRequest
+from agentflow import ModelRequest, recovering
 from agentflow.models.clients import close_clients
 from agentflow.models.ledger import Billing
 from agentflow.testing.provider_server import FakeProvider, Stall, fake_provider
-from tests.agents.killed_flow import GENERATING, POINTS, make_app, take_to_the_end
+from tests.agents.killed_flow import GENERATING, POINTS, SHORT_GRACE, make_app, take_to_the_end
 from tests.agents.support import call
 from tests.crash.processes import lines
 from tests.faults.reporting import Report
@@ -74,6 +74,7 @@ def cases(database_url: str) -> list[Case]:
 async def test_whenever_its_process_dies_a_model_call_is_paid_for_within_its_bound_and_accounted_for(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
+    monkeypatch.setattr(recovering, "LOOKUP_GRACE", SHORT_GRACE)
     generated = possible = 0
     done = cases(database_url)
     with Starter("tests.agents.killed_flow") as children:
