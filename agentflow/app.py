@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from agentflow.audit import Audit
 from agentflow.client import Approvals, Client, Events, Functions, Runs, UsageReport
 from agentflow.clock import Clock, OffsetClock, SystemClock
 from agentflow.context import Context
@@ -36,11 +37,13 @@ from agentflow.functions import Function, FunctionConfig, Registry, Target, func
 from agentflow.handles import RunHandle
 from agentflow.model_limits import as_model_limits
 from agentflow.models.clients import held_clients
+from agentflow.principals import Principal
 from agentflow.retry import Retry
 from agentflow.settings import Settings, resolve
 from agentflow.starts import tick_input
 from agentflow.step import EventLike, Step
 from agentflow.store.protocol import RegisterFunctions, Store
+from agentflow.threads import Threads
 from agentflow.timetable import Schedule, checked_schedule
 
 if TYPE_CHECKING:
@@ -356,6 +359,7 @@ class App:
         *,
         idempotency_key: str | None = ...,
         tags: Sequence[str] = ...,
+        by: str | Principal | None = ...,
     ) -> RunHandle[R]: ...
 
     @overload
@@ -366,17 +370,25 @@ class App:
         *,
         idempotency_key: str | None = ...,
         tags: Sequence[str] = ...,
+        by: str | Principal | None = ...,
     ) -> RunHandle[Any]: ...
 
     async def start(
-        self, function: Any, data: Any = None, *, idempotency_key: str | None = None, tags: Sequence[str] = ()
+        self,
+        function: Any,
+        data: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        tags: Sequence[str] = (),
+        by: str | Principal | None = None,
     ) -> RunHandle[Any]:
         """Start one run without an event. `data` is the function's input, or what validates to it.
 
         The key holds for 24 hours per function: used again it gives the first run's handle, with other data it raises
-        `IdempotencyConflict`. Raises `InvalidInput`, `NotFound`.
+        `IdempotencyConflict`. `by` is who starts it: `Approval(bar_starter=True)` keeps them from deciding. Raises
+        `InvalidInput`, `NotFound`.
         """
-        return await self.client.start(function, data, idempotency_key=idempotency_key, tags=tags)
+        return await self.client.start(function, data, idempotency_key=idempotency_key, tags=tags, by=by)
 
     async def signal(self, name: str, data: Any = None, *, buffer: Duration | None = None) -> str | None:
         """Resolve the one waiter of that name, exactly once; give its run id.
@@ -394,7 +406,8 @@ class App:
         agent: str | None = None,
         since: datetime | None = None,
     ) -> UsageReport:
-        """Tokens, cost, and how often a call was billed or possibly billed; of a run and its children."""
+        """Tokens, cost, and how often a call was billed or possibly billed; of a run and its children, or of the turns
+        of a thread."""
         return await self.client.usage(run=run, thread=thread, tag=tag, agent=agent, since=since)
 
     @property
@@ -404,6 +417,14 @@ class App:
     @property
     def approvals(self) -> Approvals:
         return self.client.approvals
+
+    @property
+    def audit(self) -> Audit:
+        return self.client.audit
+
+    @property
+    def threads(self) -> Threads:
+        return self.client.threads
 
     @property
     def functions(self) -> Functions:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from agentflow.codec import digest
-from agentflow.errors import ConfigurationError
+from agentflow.durations import parse_duration, to_micros
+from agentflow.errors import ConfigurationError, InvalidInput
 
 
 class ApprovalStatus(StrEnum):
@@ -25,13 +26,32 @@ class ApprovalStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+@dataclass(frozen=True)
+class Escalation:
+    """Who else may decide, ids and roles, when nobody has after a while: `Escalation("4h", ("head",))`."""
+
+    after: timedelta | float | str
+    to: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        parse_duration(self.after)
+        given: Any = self.to
+        if (
+            not isinstance(given, tuple | list)
+            or not given
+            or not all(isinstance(name, str) for name in given)
+        ):
+            raise ConfigurationError(f"Escalation(to={self.to!r}): give a tuple of ids and roles")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Approval:
     """Who may decide, and until when.
 
     `when(args)` tells whether to ask at all; `approvers` holds ids and roles, empty means anybody who may decide;
     `min_approvals` counts distinct people; a `timeout` is a denial. `editable=None` lets every argument be edited,
-    a tuple names those that may, `()` none.
+    a tuple names those that may, `()` none. `escalate` lets others decide too after a while: an `Escalation`, or what
+    one is made of. With `bar_starter` the one who started the run may not decide, where it is known who did.
     """
 
     when: Callable[[dict[str, Any]], bool] | None = None
@@ -39,15 +59,66 @@ class Approval:
     min_approvals: int = 1
     timeout: timedelta | float | str = "3d"
     editable: tuple[str, ...] | None = None
-    escalate: Any = None
+    escalate: Escalation | tuple[timedelta | float | str, tuple[str, ...]] | None = None
+    bar_starter: bool = False
 
     def __post_init__(self) -> None:
+        self._check_escalation()
         if self.min_approvals < 1:
             raise ConfigurationError(
                 f"Approval(min_approvals={self.min_approvals}): at least one person must decide"
             )
         if isinstance(self.approvers, str):
             raise ConfigurationError(f"Approval(approvers={self.approvers!r}): give a tuple of ids and roles")
+
+    def _check_escalation(self) -> None:
+        given: Any = self.escalate
+        if given is None:
+            return
+        try:
+            escalation = given if isinstance(given, Escalation) else Escalation(*given)
+        except (TypeError, InvalidInput) as error:
+            raise ConfigurationError(
+                f"Approval(escalate={given!r}): give Escalation(after, to), or a tuple of the two: {error}"
+            ) from None
+        if not self.approvers:
+            raise ConfigurationError(
+                f"Approval(escalate={given!r}): without approvers= anybody may decide from the beginning"
+            )
+        if parse_duration(escalation.after) >= parse_duration(self.timeout):
+            raise ConfigurationError(
+                f"Approval(escalate={given!r}): by then the time is over (timeout={self.timeout!r})"
+            )
+        object.__setattr__(self, "escalate", escalation)
+
+    @property
+    def escalation(self) -> Escalation | None:
+        """Whom to ask later."""
+        return self.escalate if isinstance(self.escalate, Escalation) else None
+
+
+class ApprovalRules(BaseModel):
+    """What of a policy is stored with the request beside what everybody sees of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    escalates_at: int | None = None
+    escalates_to: tuple[str, ...] = ()
+    bars_starter: bool = False
+
+    @classmethod
+    def of(cls, policy: Approval, *, now: int) -> ApprovalRules:
+        later = policy.escalation
+        if later is None:
+            return cls(bars_starter=policy.bar_starter)
+        at = now + to_micros(parse_duration(later.after))
+        return cls(escalates_at=at, escalates_to=tuple(later.to), bars_starter=policy.bar_starter)
+
+    def approvers(self, named: tuple[str, ...], *, now: int) -> tuple[str, ...]:
+        """Who may decide at that instant."""
+        if self.escalates_at is None or now < self.escalates_at:
+            return named
+        return (*named, *(name for name in self.escalates_to if name not in named))
 
 
 class Approve(BaseModel):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from agentflow.approvals import ApprovalRequest, Approve, DecisionInput, Deny, Edit, Respond
+from agentflow.audit import Audit
 from agentflow.clock import Clock, from_datetime
 from agentflow.codec import PLAIN, digest, loads
 from agentflow.durations import Duration, to_micros
@@ -55,6 +56,7 @@ from agentflow.store.protocol import (
     StartRun,
     Store,
 )
+from agentflow.threads import Threads
 
 FUNCTIONS_KEPT_SECONDS = 2.0
 
@@ -83,6 +85,8 @@ class Client:
         self.watchers = Watchers(self.store)
         self.runs = Runs(self)
         self.approvals = Approvals(self)
+        self.audit = Audit(self.store)
+        self.threads = Threads(self.app, self.store)
         self.functions = Functions(self)
         self.events = Events(self)
         self.local_worker: LocalWorker | None = None
@@ -96,6 +100,7 @@ class Client:
         *,
         idempotency_key: str | None = None,
         tags: Sequence[str] = (),
+        by: str | Principal | None = None,
     ) -> RunHandle[Any]:
         """Start one run. See `App.start`."""
         resolved = await self.resolve(function)
@@ -108,7 +113,7 @@ class Client:
             now=self.clock.now(),
             idempotency_key=idempotency_key,
             tags=_tags(tags),
-        )
+        )._replace(started_by=_starter(by))
         worker = self.local_worker
         owner = None if worker is None else worker.offer(run)
         future = self.store.submit(StartRun(run, run.created_at, owner))
@@ -126,14 +131,22 @@ class Client:
                 )
         raise AssertionError(f"unexpected answer to a start: {answer!r}")
 
-    async def send(self, event_or_events: EventLike | Sequence[EventLike]) -> Sent:
-        """Send events in one transaction."""
+    async def send(
+        self, event_or_events: EventLike | Sequence[EventLike], *, by: str | Principal | None = None
+    ) -> Sent:
+        """Send events in one transaction. `by` started the runs that they start."""
         functions = await self.list_functions()
         now = self.clock.now()
         events = [
             new_event(event, now=now, functions=functions, settings=self.settings)
             for event in as_events(event_or_events)
         ]
+        starter = _starter(by)
+        if starter is not None:
+            events = [
+                event._replace(starts=tuple(run._replace(started_by=starter) for run in event.starts))
+                for event in events
+            ]
         sent = await self.store.submit(SendEvents(tuple(events), now))
         assert isinstance(sent, Sent)
         return sent
@@ -163,10 +176,12 @@ class Client:
         since: datetime | None = None,
     ) -> UsageReport:
         """Tokens, cost, and how often a call was billed or possibly billed."""
-        if thread is not None:
-            raise InvalidInput("usage by thread: threads are not kept by this version")
         calls = await self.store.queries.list_model_calls(
-            run=run, tag=tag, agent=agent, since=None if since is None else from_datetime(since)
+            run=run,
+            tag=tag,
+            agent=agent,
+            since=None if since is None else from_datetime(since),
+            thread=None if thread is None else (self.app, thread),
         )
         return UsageReport.of([call for _, call in calls])
 
@@ -277,6 +292,7 @@ class Runs:
         data: Any = None,
         *,
         idempotency_key: str | None = None,
+        by: str | Principal | None = None,
     ) -> RunHandle[Any]:
         """Do a run's work again, as a new run with `rerun_of`; `data` takes the place of its input.
 
@@ -292,6 +308,7 @@ class Runs:
         function = await client.resolve(FunctionRef(origin.function, app=origin.app))
         encoded = origin.input if data is None else encode_input(function, data)
         run = rerun_of(origin, function, now=client.clock.now(), input=encoded)
+        run = run._replace(started_by=_starter(by))
         if idempotency_key is not None:
             validate_id(idempotency_key, "idempotency key")
             run = run._replace(
@@ -322,12 +339,12 @@ class Approvals:
     ) -> Page[ApprovalRequest]:
         """Requests, oldest first."""
         return await self._client.store.queries.list_approvals(
-            status=status, run=run, limit=_limit(limit), cursor=cursor
+            now=self._client.clock.now(), status=status, run=run, limit=_limit(limit), cursor=cursor
         )
 
     async def get(self, approval_id: str) -> ApprovalRequest:
         """One request. Raises `NotFound`."""
-        request = await self._client.store.queries.get_approval(approval_id)
+        request = await self._client.store.queries.get_approval(approval_id, now=self._client.clock.now())
         if request is None:
             raise NotFound(f"there is no approval {approval_id!r}")
         return request
@@ -534,6 +551,12 @@ def _statuses(given: RunStatus | str | Collection[RunStatus | str] | None) -> li
         return [RunStatus(value) for value in values]
     except ValueError as error:
         raise InvalidInput(f"{error}: a run is one of {', '.join(RunStatus)}") from error
+
+
+def _starter(by: str | Principal | None) -> str | None:
+    """Who starts a run, as the run keeps it. Raises `InvalidInput`."""
+    who = by.id if isinstance(by, Principal) else by
+    return validate_id(who, "name by=") if who else None
 
 
 def _limit(limit: int) -> int:

@@ -184,7 +184,15 @@ class GuardrailTripped(AgentflowError):
 
 
 class InDoubt(AgentflowError):
-    """A call may have been made and billed, and nothing can tell: a person decides."""
+    """A call may have been made and billed, and nothing can tell; a person who was asked did not let it be made again.
+
+    `model` is "provider:model", `provider_id` the provider's own id of it where that is known.
+    """
+
+    def __init__(self, message: str, *, model: str | None = None, provider_id: str | None = None) -> None:
+        super().__init__(message)
+        self.model = model
+        self.provider_id = provider_id
 
 
 class ModelRetry(AgentflowError):

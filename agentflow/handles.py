@@ -237,9 +237,11 @@ class RunHandle(Generic[R]):
     async def stream(self, after: int = 0) -> AsyncIterator[StreamItem]:
         """The run's steps and text as they come, those with a `seq` over `after`; ends with an item `done`.
 
-        Between them `run.<status>` tells what the run waits for; it repeats the last `seq`.
+        Between them `run.<status>` tells what the run waits for, and `approval.<status>` of each person's decision that
+        it asks for; they repeat the last `seq`.
         """
         seq, told = after, None
+        approvals: dict[str, str] = {}
         with self._watchers.watch(self.id) as watch:
             while True:
                 run = await self._store.queries.get_run(self.id)
@@ -258,7 +260,26 @@ class RunHandle(Generic[R]):
                     told = state
                     waiting = [item.model_dump(mode="json") for item in run.waiting]
                     yield StreamItem(seq=seq, kind=f"run.{run.status}", data={"waiting": waiting})
+                    if approvals or any(item.kind == "approval" for item in run.waiting):
+                        for item in await self._approvals(seq, approvals):
+                            yield item
                 await watch.news()
+
+    async def _approvals(self, seq: int, told: dict[str, str]) -> list[StreamItem]:
+        """The run's approvals that stand otherwise than was told."""
+        items: list[StreamItem] = []
+        cursor: str | None = None
+        while True:
+            page = await self._store.queries.list_approvals(run=self.id, limit=100, cursor=cursor)
+            for request in page.data:
+                if told.get(request.id) != request.status:
+                    told[request.id] = request.status
+                    data = request.model_dump(mode="json")
+                    kind, key = f"approval.{request.status}", request.step_key
+                    items.append(StreamItem(seq=seq, kind=kind, step_key=key, data=data))
+            cursor = page.cursor
+            if not page.has_more:
+                return items
 
     async def _has_item(self, seq: int) -> bool:
         """Whether that number is an item's, and not that of `done`, after which nothing follows."""

@@ -7,40 +7,30 @@ so that after a crash it is known that an answer may have been paid for.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+from agentflow.asking import Asking
 from agentflow.codec import Codec, codec_for
-from agentflow.crashpoints import point
+from agentflow.doubts import decide, memo_of_person
 from agentflow.durations import Duration, parse_duration
-from agentflow.errors import ConfigurationError, ProviderError
-from agentflow.model_limits import estimate_tokens, model_turn
-from agentflow.models.answers import priced
+from agentflow.errors import ConfigurationError, InDoubt
+from agentflow.keys import escape
 from agentflow.models.conversation import check_conversation
-from agentflow.models.ledger import Billing, CallState, state_after
+from agentflow.models.ledger import Billing
 from agentflow.models.memo import ModelMemo, Question, name_of, read_memo
 from agentflow.models.messages import MessageLike, to_messages
-from agentflow.models.output import output_spec
-from agentflow.models.protocol import Model, model_ref
+from agentflow.models.protocol import Model
 from agentflow.models.registry import ModelLike, resolve_model
-from agentflow.models.response import (
-    Delta,
-    ModelRequest,
-    ModelResponse,
-    ModelSettings,
-    RawAnswer,
-    ReasoningDelta,
-    TextDelta,
-    ToolArgsDelta,
-    ToolSpec,
-)
+from agentflow.models.response import ModelResponse, ModelSettings, ToolSpec
+from agentflow.recovering import Recovering
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
-from agentflow.step_runner import NotYet
-from agentflow.store.protocol import ModelCall
+from agentflow.step_runner import Body, RawId
+from agentflow.telling import DeltaListener, Listener
 
 if TYPE_CHECKING:
     from agentflow.step import Step
@@ -49,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
-DeltaListener: TypeAlias = Callable[[Delta], None]
 
 
 class HasSpec(Protocol):
@@ -93,7 +82,12 @@ class Inference:
 
             answer = await step.ai.infer("classify", model="openai:gpt-5-mini", messages=text, output=Category)
 
-        Raises `ProviderError` (`RateLimited`, `ContextTooLong`, ...) when the provider failed for good.
+        `billing` says what becomes of an answer that may have been paid for and was lost (a crash, a timeout): it is
+        asked for again; or with `"recover"` found at the provider first; or with `"strict"` never asked for again
+        silently: if it is not found, a person decides, by an approval.
+
+        Raises `ProviderError` (`RateLimited`, `ContextTooLong`, ...) when the provider failed for good, `InDoubt` when
+        a person did not let a lost call be made again, `ConfigurationError` where `billing` cannot hold.
         """
         check_billing(billing)
         models = (model, *fallback)
@@ -114,6 +108,7 @@ class Inference:
             prepare,
             name=name_of(model),
             models=lambda: [resolve_model(candidate) for candidate in models],
+            billing=billing,
             stream=stream,
             retry=retry,
             timeout=timeout,
@@ -158,14 +153,9 @@ async def _answer(
 
 
 def check_billing(billing: Billing) -> None:
-    """Raise `ConfigurationError` for a way of billing that this version cannot hold."""
+    """Raise `ConfigurationError` for a way of billing that there is not."""
     if billing not in ("at_least_once", "recover", "strict"):
         raise ConfigurationError(f'billing={billing!r}: give "at_least_once", "recover" or "strict"')
-    if billing != "at_least_once":
-        raise ConfigurationError(
-            f"billing={billing!r} is not supported by this version: it cannot look for an answer at the provider "
-            'after a crash. Use billing="at_least_once", which asks again and says so in the ledger'
-        )
 
 
 # ------------------------------------------------------------------------------------------------- the step
@@ -204,202 +194,54 @@ def ask_model(
     *,
     name: str,
     models: Callable[[], Sequence[Model]],
+    billing: Billing = "at_least_once",
     agent: str | None = None,
     stream: bool = False,
     retry: Retry | None = None,
     timeout: Duration | None = None,
     on_delta: DeltaListener | None = None,
 ) -> Coroutine[Any, Any, Asked]:
-    """The step itself. `prepare` and `models` are called in its body, so on the first run only."""
+    """The step itself. `prepare` and `models` are called in its body, so on the first run only.
+
+    A call that is in doubt under `"strict"` fails as a step; what a person decides of it is another step, and the call
+    that is made again, or the answer that was given, a third one.
+    """
     from agentflow.step import runner_of, take_key
-    from agentflow.step_runner import Body
 
     runner = runner_of(step)
     key = take_key(step, id)
+    own_id = id if isinstance(id, RawId) else escape(id)
     limit = None if timeout is None else parse_duration(timeout)
+    listener = None if on_delta is None else Listener(on_delta)
     is_new = False
 
-    async def call(attempt: Attempt) -> ModelMemo:
+    async def call(given: tuple[Any, ...], attempt: Attempt) -> ModelMemo:
         nonlocal is_new
         is_new = True
         question = await prepare(attempt)
         check_conversation(question.messages)
-        asking = _Asking(attempt, question, now=runner.now, agent=agent, stream=stream, on_delta=on_delta)
+        if given:
+            return memo_of_person(question, *given)
+        options: dict[str, Any] = {"now": runner.now, "agent": agent, "stream": stream, "listener": listener}
+        if billing == "at_least_once":
+            return await Asking(attempt, question, **options).ask(models())
+        asking = Recovering(attempt, question, run_id=runner.run_id, billing=billing, **options)
         return await asking.ask(models())
 
     async def asked() -> Asked:
-        body = Body(StepKind.INFER, name, call, _MEMO, retry, limit, raises_own_errors=True)
-        memo = await runner.perform(key, body)
-        return Asked(key, memo, is_new)
+        nonlocal key
+        given: tuple[Any, ...] = ()
+        while True:
+            body = Body(
+                StepKind.INFER, name, partial(call, given), _MEMO, retry, limit, raises_own_errors=True
+            )
+            try:
+                return Asked(key, await runner.perform(key, body), is_new)
+            except InDoubt as doubt:
+                if billing != "strict":
+                    raise
+                decision = await decide(step, own_id, doubt)
+            given = () if decision.approved else (decision.value,)
+            key = take_key(step, RawId(f"{own_id}/again"))
 
     return asked()
-
-
-class _Asking:
-    """One attempt of a model call: each request has its row in the ledger, before and after."""
-
-    def __init__(
-        self,
-        attempt: Attempt,
-        question: Question,
-        *,
-        now: Callable[[], int],
-        agent: str | None,
-        stream: bool,
-        on_delta: DeltaListener | None,
-    ) -> None:
-        self._attempt = attempt
-        self._question = question
-        self._now = now
-        self._agent = agent
-        self._stream = stream
-        self._on_delta = on_delta
-        self._row: ModelCall | None = None
-        """The end of the request made last, not written yet."""
-
-    async def ask(self, models: Sequence[Model]) -> ModelMemo:
-        """The first answer that one of the models gives; the next one is asked only when nothing was billed."""
-        earlier = await self._earlier_calls(models)
-        number = max((call.attempt for call in earlier), default=-1) + 1
-        lost = [call for call in earlier if call.ended_at is None]
-        failure: ProviderError | None = None
-        for position, model in enumerate(models):
-            try:
-                return await self._ask_one(model, number + position, lost)
-            except NotYet:
-                if failure is not None and failure.retriable:
-                    raise failure from None  # the first model is asked again before this one may be
-                if self._row is not None:
-                    await self._attempt.write_model_call(self._row)
-                raise
-            except ProviderError as error:
-                if position == len(models) - 1 or not _may_ask_another(error):
-                    raise
-                failure = error
-                logger.warning("%s: %s; asking %s", self._attempt.key, error, model_ref(models[position + 1]))
-            lost = [] if self._row is None else [self._row]
-        raise ConfigurationError(f"model call {self._attempt.key!r} names no model")
-
-    async def _earlier_calls(self, models: Sequence[Model]) -> list[ModelCall]:
-        """This step's rows in the ledger; without a failure, a crash or a wait between two models there are none."""
-        if self._attempt.number == 0 and self._attempt.open_call is None and len(models) == 1:
-            return []
-        return await self._attempt.list_own_model_calls()
-
-    async def _ask_one(self, model: Model, number: int, unended: Sequence[ModelCall]) -> ModelMemo:
-        question = self._question
-        spec = output_spec(question.output, capabilities=model.capabilities)
-        request = question.request(model_ref(model), spec)
-        row = ModelCall(
-            key=self._attempt.key,
-            attempt=number,
-            provider=model.provider,
-            model=model.model,
-            state=CallState.ATTEMPTED,
-            # Who dies now leaves this row behind: it must not say that nothing was paid.
-            billed="possible",
-            started_at=self._now(),
-            digest=request.digest(),
-            agent=self._agent,
-        )
-        tokens = estimate_tokens(request)
-        async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
-            answer = await self._ask_in_turn(model, request, row, unended)
-            done = self._done(row, model, answer)
-            if done.input_tokens is not None and done.output_tokens is not None:
-                turn.used = done.input_tokens + done.output_tokens
-        self._end(done)
-        return ModelMemo.of(answer, request, question.keep)
-
-    async def _ask_in_turn(
-        self, model: Model, request: ModelRequest, row: ModelCall, unended: Sequence[ModelCall]
-    ) -> RawAnswer:
-        # The new row first: between the two commits a crash must not free the number of a lost one.
-        await self._attempt.write_model_call(row)
-        for call in unended:
-            await self._attempt.write_model_call(self._ended(call))
-        point("before_request")
-        try:
-            answer = await self._exchange(model, request)
-        except asyncio.CancelledError:
-            self._end(row._replace(state=CallState.IN_DOUBT, ended_at=self._now()))
-            raise
-        except Exception as error:
-            failure = model.classify(error)
-            self._end(row._replace(state=state_after(failure), billed=failure.billed, ended_at=self._now()))
-            if failure.error is error:
-                raise
-            raise failure.error from error
-        point("after_request")
-        return priced(model, answer)
-
-    async def _exchange(self, model: Model, request: ModelRequest) -> RawAnswer:
-        if not (self._stream and model.capabilities.streaming):
-            return await model.request(request)
-        teller = _Teller(self._attempt, self._on_delta)
-        async for item in model.stream(request):
-            if isinstance(item, RawAnswer):
-                return item
-            teller.tell(item)
-        raise ConnectionError("the stream ended without an answer")
-
-    def _ended(self, call: ModelCall) -> ModelCall:
-        """How a row ends: as it stands, or in doubt when a crash kept its end from being written."""
-        if call.ended_at is not None:
-            return call
-        return call._replace(state=CallState.IN_DOUBT, billed="possible", ended_at=self._now())
-
-    def _end(self, row: ModelCall) -> None:
-        self._row = row
-        self._attempt.end_model_call(row)
-
-    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> ModelCall:
-        row = row._replace(
-            state=CallState.DONE,
-            billed="yes",
-            ended_at=self._now(),
-            provider_id=answer.provider_id,
-            cost=None if answer.cost is None else format(answer.cost, "f"),
-            price_version=answer.priced_by,
-        )
-        try:
-            usage = model.parse(answer.raw).usage
-        except Exception:  # a paid answer is kept even when it cannot be read
-            logger.exception(
-                "the usage in answer %s of %s cannot be read", answer.provider_id, model_ref(model)
-            )
-            return row
-        return row._replace(**usage.model_dump())
-
-
-def _may_ask_another(error: ProviderError) -> bool:
-    """Not after what may be billed, nor for a fault of the set-up (no key, a cassette that does not match)."""
-    return error.billed == "no" and (error.retriable or error.status is not None)
-
-
-class _Teller:
-    """Tells an answer that is just coming to the run's live stream."""
-
-    def __init__(self, attempt: Attempt, on_delta: DeltaListener | None) -> None:
-        self._attempt = attempt
-        self._on_delta = on_delta
-        self._call_index: int | None = None
-
-    def tell(self, delta: Delta) -> None:
-        match delta:
-            case TextDelta(text=text):
-                self._attempt.stream("text.delta", _storable(text))
-            case ReasoningDelta(text=text):
-                self._attempt.stream("reasoning.delta", _storable(text))
-            case ToolArgsDelta(index=index, text=text, name=name):
-                if index != self._call_index:
-                    self._call_index = index
-                    self._attempt.stream("tool_call", {"index": index, "name": name})
-                self._attempt.stream("tool_args.delta", _storable(text))
-        if self._on_delta is not None:
-            self._on_delta(delta)
-
-
-def _storable(text: str) -> str:
-    """Without what neither database can keep; the stream is for people, the memo has it all."""
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -6,6 +6,7 @@ See `providers/README.md` in the repository for a whole provider in forty lines.
 from agentflow.models.clients import imported, shared_client
 from agentflow.models.failures import exception_failure, status_failure, stream_failure
 from agentflow.models.messages import (
+    ImagePart,
     Message,
     OpaquePart,
     Origin,
@@ -29,6 +30,7 @@ from agentflow.models.protocol import (
 )
 from agentflow.models.registry import ENTRY_POINT_GROUP, register_provider, resolve_model
 from agentflow.models.response import (
+    AttemptReset,
     Delta,
     FinishReason,
     ModelRequest,
@@ -45,11 +47,13 @@ from agentflow.models.response import (
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "AttemptReset",
     "BackgroundModel",
     "Capabilities",
     "Delta",
     "Failure",
     "FinishReason",
+    "ImagePart",
     "Item",
     "LookupModel",
     "Message",

@@ -16,7 +16,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from agentflow.approvals import Approval, Decision, approval_digest
+from agentflow.approvals import Approval, ApprovalRules, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
 from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return
 from agentflow.durations import Duration, parse_duration, to_micros
@@ -276,7 +276,9 @@ class Step:
                 approvers=policy.approvers,
                 min_approvals=policy.min_approvals,
                 editable=policy.editable,
-                policy="{}",
+                policy=ApprovalRules.of(policy, now=self._runner.now()).model_dump_json(
+                    exclude_defaults=True
+                ),
                 requested_at=self._runner.now(),
                 expires_at=deadline,
             )

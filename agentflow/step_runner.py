@@ -13,7 +13,7 @@ from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, Target
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
-from agentflow.store.protocol import Json, Micros, ModelCall, NewApproval, NewRun
+from agentflow.store.protocol import Json, Micros, ModelCall, NewApproval, NewRun, TurnBegun, TurnEnd
 
 if TYPE_CHECKING:
     from agentflow.settings import Settings
@@ -28,7 +28,14 @@ class Attempt(Protocol):
     number: int
     """0 for the first."""
     open_call: ModelCall | None
-    """A row of the ledger that a crash left without an end; there may be others."""
+    """A row of the ledger without an end: a crash left it so, or its job goes on. There may be others."""
+    timeout: timedelta | None
+    """How long a call of the body may take."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on here: it has not left memory, nor was it cancelled or lost."""
+        ...
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         """Call a sync function in a thread."""
@@ -62,6 +69,23 @@ class Attempt(Protocol):
         """Let no worker begin a limited call of the provider for so long."""
         ...
 
+    async def begin_turn(self, thread: str, key: str) -> TurnBegun:
+        """Take the thread for the turn with this key; raises `NotYet` while another one has it, `ConfigurationError`
+        where that one waits for this."""
+        ...
+
+    def end_turn(self, turn: TurnEnd) -> None:
+        """Let this be left on the thread in the transaction that stores the attempt's outcome."""
+        ...
+
+    async def mark_effect(self) -> bool:
+        """Commit that the step's effect is about to happen; `False` when an attempt before this one did so."""
+        ...
+
+    async def unmark_effect(self) -> None:
+        """The effect has not happened."""
+        ...
+
     async def approved_digest(self, key: str) -> str | None:
         """The digest of what was approved at the step with this key, as the server keeps it."""
         ...
@@ -78,10 +102,12 @@ class Attempt(Protocol):
 class NotYet(BaseException):
     """Takes a body down that may not go on before an instant; it is called again then, as the same attempt."""
 
-    def __init__(self, until: Micros, reason: str) -> None:
+    def __init__(self, until: Micros, reason: str, *, is_woken: bool = False) -> None:
         super().__init__(reason)
         self.until = until
         self.reason = reason
+        self.is_woken = is_woken
+        """Whether mail for the run may mean that it may go on earlier."""
 
 
 @dataclass(slots=True)

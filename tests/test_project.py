@@ -90,10 +90,22 @@ def test_every_pin_fits_what_the_project_asks_for() -> None:
             assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), line
 
 
-@pytest.mark.parametrize("module", ["agentflow", "agentflow.app", "agentflow.cli"])
+@pytest.mark.parametrize("module", ["agentflow", "agentflow.app", "agentflow.cli", "agentflow.mcp"])
 def test_an_import_loads_no_sdk_no_database_library_and_no_web_framework(module: str) -> None:
     databases = ["sqlalchemy", "sqlmodel", "asyncpg", "aiosqlite", "alembic"]
-    heavy = ["openai", "anthropic", *databases, "fastapi", "starlette", "uvicorn", "pytest", "vcr"]
+    heavy = [
+        "openai",
+        "anthropic",
+        "mcp",
+        "jsonschema",
+        "httpx2",
+        *databases,
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "pytest",
+        "vcr",
+    ]
     program = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=os.sep)
     assert (done.stdout.split(), done.stderr) == ([], "")

@@ -9,22 +9,23 @@ from typing import Any, Generic, Union, cast
 
 from typing_extensions import TypeVar
 
+from agentflow.agents.compaction import Compaction
 from agentflow.agents.guardrails import GuardFunction, Guardrail, as_guardrails
-from agentflow.agents.handoffs import handoff_name
 from agentflow.agents.limits import Limits
 from agentflow.agents.loop import Loop
+from agentflow.agents.mcp import McpServer
 from agentflow.agents.result import AgentResult, Prompt
 from agentflow.agents.stream import AgentStream
 from agentflow.agents.subagents import AgentInput, AgentTool
 from agentflow.agents.surroundings import DepsFactory
 from agentflow.agents.tools import Tool, ToolLike, as_tools
+from agentflow.agents.toolset import check_names
 from agentflow.codec import codec_for
 from agentflow.context import Context
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Function
 from agentflow.inference import check_billing
 from agentflow.models.ledger import Billing
-from agentflow.models.output import FINAL_ANSWER
 from agentflow.models.registry import ModelLike
 from agentflow.models.response import ModelSettings
 from agentflow.step import Step, scoped
@@ -57,7 +58,7 @@ class Agent(Generic[T, Deps]):
         *,
         model: ModelLike,
         instructions: Instructions | None = None,
-        tools: Sequence[ToolLike] = (),
+        tools: Sequence[ToolLike | McpServer] = (),
         output: type[T] | UnionType = cast("type[T]", str),  # noqa: B008 - a cast is no call
         handoffs: Sequence[Agent[Any, Any]] = (),
         limits: Limits | None = None,
@@ -66,14 +67,15 @@ class Agent(Generic[T, Deps]):
         fallback: Sequence[ModelLike] = (),
         billing: Billing = "at_least_once",
         deps: DepsFactory | None = None,
-        compaction: Any = None,
+        compaction: Compaction | None = None,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"Agent({name!r}): a name has letters, digits, '.', '-' and '_'")
         self.name = name
         self.model = model
         self.instructions = instructions
-        self.tools: tuple[Tool[..., Any], ...] = as_tools(tools, of=f"agent {name!r}")
+        own, self.servers = _own_and_servers(tools)
+        self.tools: tuple[Tool[..., Any], ...] = as_tools(own, of=f"agent {name!r}")
         self.output: Any = output
         self.handoffs: tuple[Agent[Any, Any], ...] = tuple(handoffs)
         self.limits = limits or Limits()
@@ -82,8 +84,9 @@ class Agent(Generic[T, Deps]):
         self.fallback = tuple(fallback)
         self.billing = billing
         self.deps = deps
+        self.compaction = compaction
         self._functions: dict[str, AgentFunction] = {}
-        self._check(compaction)
+        self._check()
 
     def __repr__(self) -> str:
         return f"<Agent {self.name}>"
@@ -93,22 +96,24 @@ class Agent(Generic[T, Deps]):
     ) -> Coroutine[Any, Any, AgentResult[T]]:
         """Run the agent as steps of this run. Its steps are numbered when this is called: `support#0/...`.
 
-        `deps` stands for what the agent's `deps` factory would make. Raises `BudgetExceeded`, `OutputInvalid`,
-        `Refused`, `GuardrailTripped`, `ProviderError`, and `StepError` when a tool failed for good.
+        `deps` stands for what the agent's `deps` factory would make. On a `thread` it goes on from what was said there,
+        and what is said now is kept there when it has come to its end; one turn at a time. Raises `BudgetExceeded`,
+        `OutputInvalid`, `Refused`, `GuardrailTripped`, `ProviderError`, and `StepError` when a tool failed for good.
         """
-        check_thread(thread)
-        return Loop(self, scoped(step, self.name), prompt, deps=deps).execute()
+        return Loop(self, scoped(step, self.name), prompt, deps=deps, thread=thread).execute()
 
     def stream(
         self, step: Step, prompt: Prompt, *, deps: Deps | None = None, thread: str | None = None
     ) -> AgentStream[AgentResult[T]]:
         """Run the agent and give what its models say while they say it; the last item is the `AgentResult`.
 
-        On replay there are no deltas.
+        On replay there are no deltas. An `AttemptReset` between them says that a call has failed and is made again:
+        what it said so far is void.
         """
-        check_thread(thread)
         own = scoped(step, self.name)
-        return AgentStream(lambda listen: Loop(self, own, prompt, deps=deps, on_delta=listen).execute())
+        return AgentStream(
+            lambda listen: Loop(self, own, prompt, deps=deps, thread=thread, on_delta=listen).execute()
+        )
 
     def as_tool(self, description: str, *, name: str | None = None) -> AgentTool:
         """The agent as another one's tool: it takes a `prompt`, and its work is a run of its own."""
@@ -122,9 +127,9 @@ class Agent(Generic[T, Deps]):
 
     def override(self, **changes: Any) -> Agent[T, Deps]:
         """The same agent but for these arguments of `Agent(...)`: `agent.override(model="openai:gpt-5-mini")`."""
-        given: dict[str, Any] = {
-            name: changes.pop(name, getattr(self, name)) for name in _ARGUMENTS if name != "name"
-        }
+        current = {name: getattr(self, name) for name in _ARGUMENTS if name != "name"}
+        current["tools"] = (*self.tools, *self.servers)
+        given: dict[str, Any] = {name: changes.pop(name, value) for name, value in current.items()}
         if changes:
             raise ConfigurationError(
                 f"agent {self.name!r} has no {', '.join(map(repr, changes))} to override"
@@ -155,7 +160,7 @@ class Agent(Generic[T, Deps]):
             seen += [other for other in agent.handoffs if not any(other is known for known in seen)]
         return Union[tuple(agent.output for agent in seen)]  # noqa: UP007 - their number is not known
 
-    def _check(self, compaction: Any) -> None:
+    def _check(self) -> None:
         check_billing(self.billing)
         for model in (self.model, *self.fallback):
             if isinstance(model, str) and not all(model.partition(":")):
@@ -164,8 +169,10 @@ class Agent(Generic[T, Deps]):
                 )
         if self.output is None:
             raise ConfigurationError(f"agent {self.name!r}: output=None is no type; for text leave it out")
-        if compaction is not None:
-            raise ConfigurationError(f"agent {self.name!r}: compaction= is not supported by this version")
+        if self.compaction is not None and not isinstance(self.compaction, Compaction):
+            raise ConfigurationError(
+                f"agent {self.name!r}: compaction={self.compaction!r}: give a Compaction"
+            )
         if (
             self.instructions is not None
             and not isinstance(self.instructions, str)
@@ -177,13 +184,11 @@ class Agent(Generic[T, Deps]):
         for other in self.handoffs:
             if not isinstance(other, Agent):
                 raise ConfigurationError(f"agent {self.name!r}: handoffs={other!r}: give agents")
-        names = [*(tool.name for tool in self.tools), *(handoff_name(other.name) for other in self.handoffs)]
+        names = [server.name for server in self.servers]
         for name in names:
-            if names.count(name) > 1 or name == FINAL_ANSWER:
-                why = "is the tool of the structured output" if name == FINAL_ANSWER else "is there twice"
-                raise ConfigurationError(
-                    f"agent {self.name!r}: the tool name {name!r} {why}: give another name="
-                )
+            if names.count(name) > 1:
+                raise ConfigurationError(f"agent {self.name!r} has two MCP servers called {name!r}")
+        check_names(self, self.tools)
         codec_for(self.output)  # raises for what has no JSON form
 
 
@@ -200,6 +205,7 @@ _ARGUMENTS = (
     "fallback",
     "billing",
     "deps",
+    "compaction",
 )
 
 
@@ -211,8 +217,8 @@ class AgentFunction(Function[AgentInput, Any]):
 
         async def run_agent(context: Context[AgentInput], step: Step) -> Any:
             given = context.data
-            check_thread(given.thread)
-            loop = Loop(agent, scoped(step, agent.name), given.prompt, budget=given.budget)
+            own = scoped(step, agent.name)
+            loop = Loop(agent, own, given.prompt, thread=given.thread, budget=given.budget)
             return (await loop.execute()).output
 
         super().__init__(
@@ -230,10 +236,11 @@ class AgentFunction(Function[AgentInput, Any]):
         self.checks_of_tools = {tool.name: tool.validate for tool in agent.tools}
 
 
-def check_thread(thread: str | None) -> None:
-    """Raise `ConfigurationError`: threads come with a later version."""
-    if thread is not None:
-        raise ConfigurationError(
-            f"thread={thread!r}: threads are not supported by this version; "
-            "keep result.messages yourself and give them as the prompt"
-        )
+def _own_and_servers(
+    given: Sequence[ToolLike | McpServer],
+) -> tuple[Sequence[ToolLike], tuple[McpServer, ...]]:
+    """Tools apart from the servers that will tell of theirs."""
+    if not isinstance(given, list | tuple):
+        return cast("Sequence[ToolLike]", given), ()  # refused by who reads it
+    servers = tuple(item for item in given if isinstance(item, McpServer))
+    return [item for item in given if not isinstance(item, McpServer)], servers

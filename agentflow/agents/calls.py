@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from agentflow.agents.guardrails import Guardrail
+from agentflow.agents.once import CHOICES, call_once, is_in_doubt, policy_in_doubt, result_of
 from agentflow.agents.signatures import Arguments, ArgumentsInvalid
 from agentflow.agents.surroundings import Surroundings
 from agentflow.agents.tools import ResultCodec, Tool, ToolContext
 from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.codec import Codec, codec_for
-from agentflow.errors import DigestMismatch, ModelRetry, ToolFailed
+from agentflow.errors import DigestMismatch, InDoubt, ModelRetry, StepError, ToolFailed
 from agentflow.models.messages import ToolCall, ToolResult
 from agentflow.runs import StepKind
 from agentflow.step import Step, ask_person, runner_of, take_key, within
-from agentflow.step_runner import Attempt, Body, RawId
+from agentflow.step_runner import Attempt, Body, RawId, TakenKey
 
 _RESULT = ResultCodec()
 _FLAG: Codec[bool] = codec_for(bool)
@@ -84,7 +85,7 @@ class Made:
         """Whether the tool is called in the body of a step."""
         return self._tool.step_parameter is None
 
-    def _take(self, what: str) -> str:
+    def _take(self, what: str) -> TakenKey:
         return take_key(self._step, RawId(f"{self._id}/{what}"))
 
     async def answer(self) -> ToolResult:
@@ -139,15 +140,21 @@ class Made:
         return answer
 
     async def _decision(self, policy: Approval, arguments: Arguments) -> Decision:
+        title = f"{self._around.agent} wants to call {self._tool.name}"
+        return await self._ask(self._approval_key, title, None, arguments.json, policy)
+
+    async def _ask(
+        self, key: str, title: str, details: Any, args: dict[str, Any], policy: Approval
+    ) -> Decision:
         self.is_asking = True
         try:
             return await ask_person(
                 self._step,
-                self._approval_key,
+                key,
                 tool=self._tool.name,
-                title=f"{self._around.agent} wants to call {self._tool.name}",
-                details=None,
-                args=arguments.json,
+                title=title,
+                details=details,
+                args=args,
                 policy=policy,
             )
         finally:
@@ -157,8 +164,7 @@ class Made:
         """Call the tool. `approved` is what a person agreed to, where one was asked."""
         if not self._is_step:
             if approved is not None:
-                check = functools.partial(self._check_digest, approved)
-                await self._perform(self._check_key, Body(StepKind.RUN, "check", check, _NOTHING))
+                await self._check_approved(approved)
             return await self._run_steps(arguments)
 
         async def call(attempt: Attempt) -> Any:
@@ -168,13 +174,36 @@ class Made:
             if self._tool.context_parameter is not None:
                 values[self._tool.context_parameter] = await self._context(attempt)
             bound = functools.partial(self._tool.function, **values)
-            result = bound() if self._tool.is_async else await attempt.in_thread(bound)
-            return await result if inspect.isawaitable(result) else result
+            run = functools.partial(self._called, attempt, bound)
+            return await (call_once(attempt, run, tool=tool) if tool.effect == "once" else run())
 
         tool = self._tool
-        return await self._perform(
-            self.key, Body(StepKind.RUN, tool.name, call, _RESULT, tool.retry, tool.timeout)
-        )
+        body = Body(StepKind.RUN, tool.name, call, _RESULT, tool.retry, tool.timeout)
+        if tool.effect == "once":
+            return await self._perform_once(body, arguments.json)
+        return await self._perform(self.key, body)
+
+    async def _called(self, attempt: Attempt, bound: Callable[[], Any]) -> Any:
+        result = bound() if self._tool.is_async else await attempt.in_thread(bound)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _perform_once(self, body: Body, args: dict[str, Any]) -> Any:
+        """Run the step; while nobody knows what has become of it, ask a person."""
+        key = self.key
+        while True:
+            try:
+                return await self._perform(key, body)
+            except (InDoubt, StepError) as error:
+                if not is_in_doubt(error):
+                    raise
+                doubt = error
+            title = f"Nobody knows whether {self._tool.name} has happened"
+            details = {"why": str(doubt), **CHOICES}
+            policy = policy_in_doubt(self._tool)
+            decision = await self._ask(self._take("in-doubt"), title, details, args, policy)
+            if not decision.approved:
+                return result_of(decision, doubt)
+            key = self._take("again")
 
     async def _run_steps(self, arguments: Arguments) -> Any:
         """Call a tool that runs steps of its own: its step keys begin with the call's."""
@@ -185,6 +214,11 @@ class Made:
             values[tool.context_parameter] = await self._around.tool_context(self._id, tool=tool.name)
         result = await tool.function(**values)
         return _RESULT.round_trip(result, f"tool {tool.name!r}")[1]
+
+    async def _check_approved(self, approved: dict[str, Any]) -> None:
+        """The same, as a step, for what is no body of a step itself."""
+        check = functools.partial(self._check_digest, approved)
+        await self._perform(self._check_key, Body(StepKind.RUN, "check", check, _NOTHING))
 
     async def _check_digest(self, approved: dict[str, Any], attempt: Attempt) -> None:
         """What runs now has to be what the server's row says a person agreed to."""

@@ -69,6 +69,10 @@ class Spent:
             cost=_sum(self.cost, response.cost),
         )
 
+    def with_summary(self, response: ModelResponse) -> Spent:
+        """A summary is paid for, and is no turn."""
+        return replace(self, usage=self.usage + response.usage, cost=_sum(self.cost, response.cost))
+
     def with_tool_calls(self, count: int) -> Spent:
         return replace(self, tool_calls=self.tool_calls + count)
 

@@ -6,54 +6,50 @@ Nothing of it is stored but the steps. On replay the loop runs again over their 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
-from pydantic import BaseModel
-
 from agentflow.agents.calls import Answer, Made, Told, answer_all
+from agentflow.agents.conversation import Conversation
 from agentflow.agents.guardrails import Guardrail, On
-from agentflow.agents.handoffs import handoff_name, handoff_spec
+from agentflow.agents.handoffs import handoff_name
 from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
+from agentflow.agents.pins import Kept, Pinned, pin, pinned_models
 from agentflow.agents.result import AgentResult, Prompt, T
-from agentflow.agents.subagents import AgentTool, Delegated
+from agentflow.agents.subagents import AgentTool, Delegated, Invoked
 from agentflow.agents.surroundings import Surroundings
+from agentflow.agents.threads import Turn
+from agentflow.agents.tools import FunctionTool
+from agentflow.agents.toolset import Toolset
 from agentflow.codec import Codec, codec_for
-from agentflow.errors import ConfigurationError, InvalidInput, NotFound, OutputInvalid, Refused
-from agentflow.inference import Asked, DeltaListener, ask_model, check_unchanged
+from agentflow.errors import (
+    AgentflowError,
+    ConfigurationError,
+    InvalidInput,
+    NotFound,
+    OutputInvalid,
+    Refused,
+)
+from agentflow.inference import Asked, ask_model, check_unchanged
+from agentflow.models.ledger import CallState
 from agentflow.models.memo import Question, name_of, read_memo
 from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
 from agentflow.models.output import FINAL_ANSWER, ask_again
-from agentflow.models.protocol import Model, model_ref
 from agentflow.models.registry import resolve_model
-from agentflow.models.response import ModelResponse, ToolSpec
+from agentflow.models.response import ModelResponse
 from agentflow.runs import StepKind
 from agentflow.step import Step, runner_of, take_key
 from agentflow.step_runner import Attempt, Body, RawId
+from agentflow.telling import DeltaListener
 
 if TYPE_CHECKING:
     from agentflow.agents.agent import Agent
 
+logger = logging.getLogger("agentflow.agents")
+
 MOST_ASKS_AGAIN = 2
 """How often an output that does not validate is asked for again."""
-
-
-class Pinned(BaseModel):
-    """What an agent began with, stored beside its first answer: a deploy meanwhile changes nothing of it."""
-
-    model: str
-    instructions: str | None
-    tools: list[ToolSpec]
-    started_at: int
-
-
-class Kept(BaseModel):
-    """What is stored beside a model's answer."""
-
-    pinned: Pinned | None = None
-    sub_agents: SubAgents | None = None
-    """What the sub-agents of the turn before have used."""
 
 
 class Loop(Generic[T]):
@@ -66,6 +62,7 @@ class Loop(Generic[T]):
         prompt: Prompt,
         *,
         deps: Any = None,
+        thread: str | None = None,
         budget: Limits | None = None,
         on_delta: DeltaListener | None = None,
     ) -> None:
@@ -77,26 +74,49 @@ class Loop(Generic[T]):
         self._deps = deps
         self._budget = Budget(agent.name, agent.limits, budget)
         self._on_delta = on_delta
-        self._messages: list[Message] = []
+        self._turn = None if thread is None else Turn(step, thread)
+        self._said = Conversation(())
+        self._last_tokens = 0
+        """Of the last model call, where nothing was summarised since."""
         self._spent = Spent()
         self._asked_again = 0
         self._steps: list[str] = []
         self._pins: dict[str, Pinned] = {}
         self._around: dict[str, Surroundings] = {}
+        self._tools = Toolset(step)
         self._unpaid: list[str] = []
         self._started_at: int | None = None
 
     async def execute(self) -> AgentResult[T]:
-        """Go on until there is an output."""
+        """Go on until there is an output; on a thread, from what was said there and to be kept there."""
         await self._check_registered()
-        self._messages = await self._conversation()
+        if self._turn is None:
+            self._said = Conversation(await self._prompted())
+            return await self._go_on()
+        earlier = await self._turn.begin()
+        try:
+            self._said = Conversation(await self._prompted(), earlier=earlier.said(), summary=earlier.summary)
+            result = await self._go_on()
+        except AgentflowError:
+            await self._turn.leave()
+            raise
+        await self._turn.end(
+            self._said.own,
+            earlier=earlier,
+            summary=self._said.summary,
+            summary_upto=earlier.first_n + self._said.cut,
+        )
+        return result
+
+    async def _go_on(self) -> AgentResult[T]:
         while True:
+            await self._compact()
             try:
                 response = await self._ask()
             except OutputInvalid as invalid:
                 self._ask_again(invalid)
                 continue
-            self._messages += _to_go_on_from(response)
+            self._said.add(*_to_go_on_from(response))
             if response.finish_reason in ("refusal", "content_filter"):
                 raise self._refusal(response)
             if response.finish_reason == "pause":
@@ -118,7 +138,7 @@ class Loop(Generic[T]):
                     f"have: register {self._first.name!r} with app.add, or {agent.name!r} alone"
                 ) from error
 
-    async def _conversation(self) -> list[Message]:
+    async def _prompted(self) -> list[Message]:
         messages = to_messages(self._prompt)
         if not messages or messages[-1].role != "user" or not messages[-1].text:
             raise InvalidInput(
@@ -150,13 +170,15 @@ class Loop(Generic[T]):
         """The model's next answer. Raises `OutputInvalid`, `BudgetExceeded`, `ProviderError`."""
         agent, turn = self._active, self._spent.turns
         self._budget.check_model_call(self._spent)
+        await self._tools.prepare(agent)
         draft: dict[str, Pinned] = {}
         asking = ask_model(
             self._step,
-            self._take(f"turn{turn}/model"),
+            RawId(f"turn{turn}/model"),
             functools.partial(self._prepare, draft),
             name=name_of(agent.model),
-            models=lambda: self._models(draft["pinned"]),
+            models=lambda: pinned_models(agent, draft["pinned"]),
+            billing=agent.billing,
             agent=agent.name,
             stream=True,
             on_delta=self._on_delta,
@@ -172,19 +194,23 @@ class Loop(Generic[T]):
                 self._spent = self._spent.with_answer(invalid.response)
             raise
         self._spent = self._spent.with_answer(response)
+        self._last_tokens = response.usage.total_tokens
         return response
 
     async def _prepare(self, draft: dict[str, Pinned], attempt: Attempt) -> Question:
         """What to ask, in the body of the step: instructions are rendered and the clock is read on the first run."""
         agent, kept = self._active, Kept()
-        now = self._runner.now()
+        call = attempt.open_call
+        # A job that is under way was asked for then, and is not given up for a deadline that passes meanwhile.
+        is_under_way = call is not None and call.state == CallState.SUBMITTED
+        now = call.started_at if call is not None and is_under_way else self._runner.now()
         if self._unpaid:
             calls = [call for run_id in self._unpaid for call in await attempt.list_model_calls(run_id)]
             kept.sub_agents = SubAgents.of(calls)
             self._budget.check_model_call(self._spent.with_sub_agents(kept.sub_agents))
         pinned = self._pins.get(agent.name)
         if pinned is None:
-            pinned = kept.pinned = await self._pin(agent, now)
+            pinned = kept.pinned = await pin(agent, self._tools.of(agent), self._runner.context, now)
         self._budget.check_deadline(pinned.started_at if self._started_at is None else self._started_at, now)
         draft["pinned"] = pinned
         keep = {name: value for name, value in kept.model_dump(mode="json").items() if value is not None}
@@ -192,43 +218,13 @@ class Loop(Generic[T]):
 
     def _question(self, pinned: Pinned, *, keep: dict[str, Any] | None = None) -> Question:
         return Question(
-            messages=tuple(self._messages),
+            messages=tuple(self._said.told),
             instructions=pinned.instructions,
             tools=tuple(pinned.tools),
             output=self._active.output,
             settings=self._active.settings,
             keep=keep,
         )
-
-    async def _pin(self, agent: Agent[Any, Any], now: int) -> Pinned:
-        model = resolve_model(agent.model)
-        specs = [tool.spec for tool in agent.tools] + [handoff_spec(other) for other in agent.handoffs]
-        if specs and not model.capabilities.tools:
-            raise ConfigurationError(
-                f"agent {agent.name!r} has tools, and {model_ref(model)} cannot call any"
-            )
-        return Pinned(
-            model=model_ref(model),
-            instructions=await self._rendered(agent),
-            tools=specs,
-            started_at=now,
-        )
-
-    async def _rendered(self, agent: Agent[Any, Any]) -> str | None:
-        given = agent.instructions
-        if not callable(given):
-            return given
-        rendered: Any = given(self._runner.context)
-        text = await rendered if inspect.isawaitable(rendered) else rendered
-        if not isinstance(text, str):
-            raise ConfigurationError(
-                f"the instructions of agent {agent.name!r} came out as {type(text).__name__}: they have to be a str"
-            )
-        return text
-
-    def _models(self, pinned: Pinned) -> list[Model]:
-        agent = self._active
-        return [_pinned_model(pinned.model, resolve_model(agent.model)), *map(resolve_model, agent.fallback)]
 
     def _take_in(self, asked: Asked) -> None:
         """What was stored beside the answer."""
@@ -247,9 +243,44 @@ class Loop(Generic[T]):
         if invalid.response is None or self._asked_again == MOST_ASKS_AGAIN:
             raise invalid
         self._asked_again += 1
-        self._messages += ask_again(invalid)
+        self._said.add(*ask_again(invalid))
         others = [call for call in invalid.response.tool_calls if call.name != FINAL_ANSWER]
         self._answer_the_rest(others, "Not called: the final answer beside it does not validate.")
+
+    async def _compact(self) -> None:
+        """Have what was said before the last turns summarised, where the agent's compaction says so."""
+        agent = self._active
+        if agent.compaction is None:
+            return
+        cut = agent.compaction.place_to_cut(self._said, last_known=self._last_tokens)
+        if cut is None:
+            return
+        self._budget.check_model_call(self._spent)
+        question = agent.compaction.question(self._said, cut)
+        models = (agent.compaction.model or agent.model, *agent.fallback)
+        asked = await ask_model(
+            self._step,
+            self._take(f"turn{self._spent.turns}/compaction"),
+            _asking(question),
+            name=name_of(models[0]),
+            models=lambda: [resolve_model(model) for model in models],
+            agent=agent.name,
+        )
+        self._steps.append(asked.key)
+        if not asked.is_new:
+            check_unchanged(self._step, asked, question)
+        response = read_memo(asked.memo, models, output=str)
+        self._spent = self._spent.with_summary(response)
+        if response.finish_reason != "stop" or not response.text.strip():
+            logger.warning(
+                "agent %r of run %s: the model gave no summary (%s); the conversation goes on as it is",
+                agent.name,
+                self._runner.run_id,
+                response.finish_reason,
+            )
+            return
+        self._said.summarise(response.text, cut)
+        self._last_tokens = 0
 
     # ------------------------------------------------------------------------------------------- the tool calls
 
@@ -273,7 +304,7 @@ class Loop(Generic[T]):
         self._steps += [answer.key for answer in answers if isinstance(answer, Made) and answer.key]
         self._spent = self._spent.with_tool_calls(len(calls))
         results = await answer_all(answers)
-        self._messages.append(Message(role="tool", parts=[*results]))
+        self._said.add(Message(role="tool", parts=[*results]))
         if successor is not None:
             self._active = successor
 
@@ -281,11 +312,15 @@ class Loop(Generic[T]):
         return next((agent for agent in self._active.handoffs if handoff_name(agent.name) == call.name), None)
 
     def _call(self, call: ToolCall, turn: int) -> Answer:
-        tool = next((tool for tool in self._active.tools if tool.name == call.name), None)
+        tool = self._tools.find(self._active, call.name)
         if tool is None:
             known = ", ".join(tool.name for tool in self._pins[self._active.name].tools) or "no tool at all"
             return Told(call, f"There is no tool {call.name!r}. There is: {known}.")
         around, guardrails = self._surroundings(), self._guardrails("tool")
+        if isinstance(tool, FunctionTool):
+            invoked = Invoked(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
+            self._unpaid.append(invoked.run_id)
+            return invoked
         if not isinstance(tool, AgentTool):
             return Made(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
         budget = self._budget.rest(self._spent, self._started_at or 0)
@@ -299,7 +334,7 @@ class Loop(Generic[T]):
         """Every call gets its result, also those that are not made."""
         results = [ToolResult(call_id=call.id, content=why, is_error=True) for call in calls]
         if results:
-            self._messages.append(Message(role="tool", parts=[*results]))
+            self._said.add(Message(role="tool", parts=[*results]))
 
     # -------------------------------------------------------------------------------------------------- the end
 
@@ -307,10 +342,10 @@ class Loop(Generic[T]):
         output = await self._guarded("output", response.output, codec_for(self._active.output, coerce=True))
         return AgentResult(
             output=output,
-            messages=self._messages,
+            messages=self._said.own,
             usage=self._spent.usage,
             cost=self._spent.cost,
-            steps=self._steps,
+            steps=[*self._tools.steps, *self._steps],
         )
 
     def _refusal(self, response: ModelResponse) -> Refused:
@@ -336,6 +371,13 @@ class Loop(Generic[T]):
         return take_key(self._step, RawId(id))
 
 
+def _asking(question: Question) -> Callable[[Attempt], Awaitable[Question]]:
+    async def prepare(_: Attempt) -> Question:
+        return question
+
+    return prepare
+
+
 def is_final(response: ModelResponse) -> bool:
     """Whether the answer is the last one: no tool is to be called, or the `final_answer` tool was."""
     return not response.tool_calls or response.messages[-1].role == "tool"
@@ -349,13 +391,3 @@ def _to_go_on_from(response: ModelResponse) -> list[Message]:
         message if message.origin else message.model_copy(update={"origin": Origin(provider="", items=[])})
         for message in response.messages
     ]
-
-
-def _pinned_model(ref: str, current: Model) -> Model:
-    """The model that the agent began with, where it can be found by its name; else the one it has now."""
-    if model_ref(current) == ref:
-        return current
-    try:
-        return resolve_model(ref)
-    except ConfigurationError:
-        return current

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from agentflow.inference import DeltaListener
-from agentflow.models.response import Delta
+from agentflow.models.response import AttemptReset, Delta
+from agentflow.telling import DeltaListener
 
 R = TypeVar("R")
 
 
-class AgentStream(AsyncIterator[Delta | R], Generic[R]):
+class AgentStream(AsyncIterator[Delta | AttemptReset | R], Generic[R]):
     """Gives what `begin` tells the listener it is given, then what it returns.
 
     It begins with the first item that is asked for. Who leaves before the end calls `aclose` (as
@@ -24,11 +24,11 @@ class AgentStream(AsyncIterator[Delta | R], Generic[R]):
 
     def __init__(self, begin: Callable[[DeltaListener], Coroutine[Any, Any, R]]) -> None:
         self._begin = begin
-        self._told: asyncio.Queue[Delta | None] = asyncio.Queue()
+        self._told: asyncio.Queue[Delta | AttemptReset | None] = asyncio.Queue()
         self._task: asyncio.Task[R] | None = None
         self._is_over = False
 
-    async def __anext__(self) -> Delta | R:
+    async def __anext__(self) -> Delta | AttemptReset | R:
         if self._is_over:
             raise StopAsyncIteration
         if self._task is None:

@@ -1,4 +1,4 @@
-"""Sub-agents: an agent as another one's tool. Its work is a run of its own, invoked by the call's step."""
+"""Agents and durable functions as tools: their work is a run of its own, invoked by the call's step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentflow.agents.guardrails import Guardrail
 from agentflow.agents.limits import Limits
 from agentflow.agents.signatures import Arguments
 from agentflow.agents.surroundings import Surroundings
-from agentflow.agents.tools import Tool
+from agentflow.agents.tools import FunctionTool, Tool
 from agentflow.models.messages import ToolCall
 from agentflow.step import Step, child_run_id, runner_of
 
@@ -28,7 +28,8 @@ class AgentInput(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(min_length=1)
-    thread: str | None = None
+    thread: str | None = Field(default=None, min_length=1, max_length=512)
+    """The conversation that it goes on with."""
     budget: SkipJsonSchema[Limits | None] = Field(default=None, exclude_if=lambda budget: budget is None)
     """What the agent may use at most, beside its own limits: the rest of its parent's."""
 
@@ -79,3 +80,35 @@ class Delegated(Made):
     async def _run(self, arguments: Arguments, approved: dict[str, Any] | None) -> Any:
         data = AgentInput(prompt=arguments.values["prompt"], budget=self._budget)
         return to_jsonable_python(await self._step.invoke(self.key, self._agent, data=data), by_alias=True)
+
+
+class Invoked(Made):
+    """A call of a durable function."""
+
+    def __init__(
+        self,
+        call: ToolCall,
+        tool: FunctionTool,
+        *,
+        step: Step,
+        turn: int,
+        around: Surroundings,
+        guardrails: Sequence[Guardrail],
+    ) -> None:
+        super().__init__(call, tool, step=step, turn=turn, around=around, guardrails=guardrails)
+        self._function = tool.invoked
+
+    @property
+    def run_id(self) -> str:
+        """The run that does the work, whether or not it has begun."""
+        return child_run_id(runner_of(self._step).run_id, self.key)
+
+    @property
+    def _is_step(self) -> bool:
+        return False  # what was approved is looked at in a step before
+
+    async def _run(self, arguments: Arguments, approved: dict[str, Any] | None) -> Any:
+        if approved is not None:
+            await self._check_approved(approved)
+        output = await self._step.invoke(self.key, self._function, data=arguments.values["data"])
+        return to_jsonable_python(output, by_alias=True)

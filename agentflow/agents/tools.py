@@ -12,11 +12,12 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, get_origin, over
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypeVar
 
-from agentflow.agents.signatures import Arguments, Signature, read_signature
+from agentflow.agents.signatures import Arguments, ArgumentsInvalid, Signature, read_signature
 from agentflow.approvals import Approval
 from agentflow.codec import PLAIN, Codec
 from agentflow.durations import Duration, parse_duration
-from agentflow.errors import ConfigurationError, Unserialisable
+from agentflow.errors import ConfigurationError, InvalidInput, Unserialisable
+from agentflow.functions import Function, json_schema
 from agentflow.models.response import ToolSpec
 from agentflow.retry import Retry
 from agentflow.step import Step, is_async
@@ -78,7 +79,8 @@ class Tool(Generic[P, R]):
         kinds = self._signature.special
         self.context_parameter = next((name for name, kind in kinds.items() if kind == "context"), None)
         self.step_parameter = next((name for name, kind in kinds.items() if kind == "step"), None)
-        self._check(effect)
+        self.effect: Effect = effect
+        self._check()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -104,17 +106,20 @@ class Tool(Generic[P, R]):
         """The arguments as `Approval.when` gets them: a dict of plain values."""
         return self._signature.plain(arguments)
 
-    def _check(self, effect: Effect) -> None:
-        if effect not in ("idempotent", "once"):
-            raise ConfigurationError(f'tool {self.name!r}: effect={effect!r}; give "idempotent" or "once"')
-        if self.approval is not None and self.approval.escalate is not None:
+    def _check(self) -> None:
+        if self.effect not in ("idempotent", "once"):
             raise ConfigurationError(
-                f"tool {self.name!r}: Approval(escalate=) is not supported by this version"
+                f'tool {self.name!r}: effect={self.effect!r}; give "idempotent" or "once"'
             )
-        if effect == "once":
+        if self.effect == "once" and self.retry is not None:
             raise ConfigurationError(
-                f'tool {self.name!r}: effect="once" is not supported by this version. Make the tool idempotent: '
-                "give ctx.idempotency_key to the service it calls"
+                f'tool {self.name!r}: effect="once" is not tried again by itself, so that retry= means nothing: leave '
+                "it out, and `raise RetryAfter(...)` in the tool where it knows that nothing has happened"
+            )
+        if self.effect == "once" and self.step_parameter is not None:
+            raise ConfigurationError(
+                f'tool {self.name!r} takes a Step and is no step itself: effect="once" cannot hold for it; make the '
+                "effect a tool of its own"
             )
         if self.step_parameter is None:
             return
@@ -124,6 +129,54 @@ class Tool(Generic[P, R]):
             raise ConfigurationError(
                 f"tool {self.name!r} takes a Step and is no step itself: give retry= and timeout= to the steps it runs"
             )
+
+
+class FunctionTool(Tool[..., Any]):
+    """A durable function as a tool: a call of it is a run of its own, invoked by the call's step."""
+
+    def __init__(
+        self,
+        function: Function[Any, Any],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        approval: bool | Approval = False,
+    ) -> None:
+        async def invoke(data: Any) -> Any: ...
+
+        super().__init__(
+            invoke,
+            name=name or re.sub(r"[^a-zA-Z0-9_-]", "_", function.id)[:64],
+            description=function.description if description is None else description,
+            approval=approval,
+        )
+        self.invoked = function
+        self._input_schema = json_schema(function.input_codec)
+        self.takes_fields = self._input_schema.get("type") == "object"
+        """Whether the arguments are the fields of its input; else they are one, `data`."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        if self.takes_fields:
+            return self._input_schema
+        given = dict(self._input_schema)
+        definitions = given.pop("$defs", None)
+        wrapped: dict[str, Any] = {"type": "object", "properties": {"data": given}}
+        if self._input_schema:
+            wrapped["required"] = ["data"]
+        return wrapped if definitions is None else wrapped | {"$defs": definitions}
+
+    def validate(self, given: dict[str, Any]) -> Arguments:
+        if not self.takes_fields and (unknown := given.keys() - {"data"}):
+            raise ArgumentsInvalid(f"The arguments do not validate: there is no {', '.join(sorted(unknown))}")
+        try:
+            self.invoked.input_codec.validate(given if self.takes_fields else given.get("data"))
+        except InvalidInput as error:
+            raise ArgumentsInvalid(f"The arguments do not validate: {error}") from error
+        return Arguments(values={"data": given if self.takes_fields else given.get("data")}, json=given)
+
+    def plain(self, arguments: Arguments) -> dict[str, Any]:
+        return dict(arguments.json)
 
 
 @overload
@@ -155,16 +208,25 @@ def tool(
 ) -> Any:
     """Make a function a tool. Its docstring is the description, with what it says of the parameters.
 
-    With `approval` a person decides before it runs. `retry` and `timeout` are those of its step. A parameter
+    With `approval` a person decides before it runs. `retry` and `timeout` are those of its step. With `effect="once"`
+    it is never run again by itself: when its process died in the midst of it, or it raised what says nothing of its
+    effect, a person decides (approve: run it again; respond: this is its result; deny: the run fails). A parameter
     annotated `ToolContext` or `Step` is not told to the model; a tool that takes a `Step` runs steps of its own.
     In the tool, `raise ModelRetry(text)` asks the model again and `raise ToolFailed(text)` tells it of the failure;
-    any other exception fails the step, which is retried.
+    any other exception fails the step, which is retried. Of a durable function, a call is a run of its own.
 
         @tool(approval=Approval(when=lambda args: args["amount"] > 100))
         async def refund(order_id: str, amount: Decimal, ctx: ToolContext) -> str: ...
     """
 
     def make(function: Callable[..., Any]) -> Tool[..., Any]:
+        if isinstance(function, Function):
+            if retry is not None or timeout is not None or effect != "idempotent":
+                raise ConfigurationError(
+                    f"{function.id!r} is a durable function: it has its own retries and timeouts, and runs as often as "
+                    "its own steps say. Leave out retry=, timeout= and effect="
+                )
+            return FunctionTool(function, name=name, description=description, approval=approval)
         return Tool(
             function,
             name=name,
@@ -189,7 +251,7 @@ def as_tools(given: Sequence[ToolLike], *, of: str) -> tuple[Tool[..., Any], ...
     for item in given:
         if not isinstance(item, Tool) and (not callable(item) or isinstance(item, type)):
             raise ConfigurationError(f"{of}: {item!r} is no tool: give a function, or one made with @tool")
-        made = item if isinstance(item, Tool) else Tool(item)
+        made = item if isinstance(item, Tool) else tool(item)
         if made.name in tools:
             raise ConfigurationError(
                 f"{of} has two tools called {made.name!r}: give one of them another name="

@@ -1,4 +1,4 @@
-"""`agentflow approvals`: list, show, approve, deny, edit."""
+"""`agentflow approvals`: list, show, approve, deny, edit, respond."""
 
 from __future__ import annotations
 
@@ -165,6 +165,31 @@ def edit(
     run_async(
         _decide(approval, given or changes, app=app, by=by, comment=comment, digest=digest, as_json=as_json)
     )
+
+
+@commands.command()
+def respond(
+    approval: ApprovalId,
+    app: AppRef = None,
+    value: Annotated[
+        str | None,
+        typer.Option(
+            "--value", metavar="JSON|@FILE|-", help="What the result is instead.", show_default=False
+        ),
+    ] = None,
+    by: By = None,
+    comment: Comment = None,
+    digest: Digest = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do not let it run: say what its result is."""
+    from agentflow.approvals import Respond
+    from agentflow.cli.data import read_data
+
+    if value is None:
+        raise Stop("give --value with the result, as JSON: '\"paid by hand\"', or null", ExitCode.USAGE)
+    decision = Respond(read_data(value, option="--value"))
+    run_async(_decide(approval, decision, app=app, by=by, comment=comment, digest=digest, as_json=as_json))
 
 
 def show_request(request: ApprovalRequest) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentflow.cli.approvals import user_name
 from agentflow.cli.exits import ExitCode, Stop, run_async, usage
 from agentflow.cli.options import AppRef, AsJson, Data
 
@@ -45,7 +46,7 @@ def send(
 
     async def work() -> None:
         async with opened(app) as found:
-            sent = await found.client.send(message)
+            sent = await found.client.send(message, by=user_name())
         if as_json:
             show_json({"event_ids": sent.event_ids, "run_ids": sent.run_ids})
             return
@@ -127,7 +128,9 @@ def start(
         async with opened(app) as found:
             target = await _target(found, function)
             try:
-                handle = await found.start(target, payload, idempotency_key=idempotency_key, tags=tag or ())
+                handle = await found.start(
+                    target, payload, idempotency_key=idempotency_key, tags=tag or (), by=user_name()
+                )
             except InvalidInput as error:
                 if data is not None:
                     raise

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentflow.cli.approvals import user_name
 from agentflow.cli.exits import ExitCode, Stop, run_async
 from agentflow.cli.options import AppRef, AsJson, Cursor, Limit
 
@@ -175,7 +176,7 @@ def rerun(
 
     async def work() -> None:
         async with opened(app) as found:
-            handle = await found.runs.rerun(await run_id_of(found, run), from_step, given)
+            handle = await found.runs.rerun(await run_id_of(found, run), from_step, given, by=user_name())
             record = await found.runs.get(handle.id)
         if as_json:
             show_json(record)

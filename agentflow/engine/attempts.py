@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentflow.clock import to_datetime
 from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
+from agentflow.engine.reading import undisturbed
 from agentflow.engine.streams import RunStream
-from agentflow.errors import NoWaiter, SignalConflict
+from agentflow.errors import ConfigurationError, NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.flow import ModelRateLimit
 from agentflow.ids import validate_id
 from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
     AlreadyBuffered,
+    AlreadyMarked,
     BeginModelCall,
+    BeginTurn,
     Delivered,
     Fenced,
+    MarkEffect,
     ModelCall,
     NobodyWaits,
     NotBefore,
@@ -33,6 +37,10 @@ from agentflow.store.protocol import (
     Sent,
     SettleModelCall,
     SlowModelCalls,
+    ThreadTaken,
+    TurnBegun,
+    TurnEnd,
+    UnmarkEffect,
     WriteModelCall,
 )
 
@@ -45,16 +53,34 @@ R = TypeVar("R")
 class BodyAttempt:
     """What a body sees of its run."""
 
-    __slots__ = ("_runner", "_thread", "_threads", "key", "model_call", "number", "open_call")
+    __slots__ = (
+        "_runner",
+        "_thread",
+        "_threads",
+        "key",
+        "model_call",
+        "number",
+        "open_call",
+        "timeout",
+        "turn",
+    )
 
-    def __init__(self, runner: Runner, key: str, number: int, *, threads: Executor) -> None:
+    def __init__(
+        self, runner: Runner, key: str, number: int, *, threads: Executor, timeout: timedelta | None
+    ) -> None:
         self._runner = runner
         self._threads = threads
         self._thread: asyncio.Future[Any] | None = None
         self.key = key
         self.number = number
+        self.timeout = timeout
         self.model_call: ModelCall | None = None
+        self.turn: TurnEnd | None = None
         self.open_call = runner.journal.open_calls.get(key)
+
+    @property
+    def goes_on(self) -> bool:
+        return not self._runner.is_over
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
         job = self._threads.submit(contextvars.copy_context().run, fn)
@@ -75,13 +101,14 @@ class BodyAttempt:
 
     async def write_model_call(self, call: ModelCall) -> None:
         await self._commit(WriteModelCall(self._runner.run_key, call))
+        self._runner.journal.note_model_call(call)
 
     def end_model_call(self, call: ModelCall) -> None:
         self.model_call = call
 
     async def list_own_model_calls(self) -> list[ModelCall]:
         own = self._runner.run_id
-        calls = await self._runner.host.store.queries.list_model_calls(run=own)
+        calls = await undisturbed(self._runner.host.store.queries.list_model_calls(run=own))
         return [call for run_id, call in calls if run_id == own and call.key == self.key]
 
     async def list_model_calls(self, run_id: str) -> list[ModelCall]:
@@ -120,6 +147,36 @@ class BodyAttempt:
 
     def _call_id(self, number: int) -> str:
         return f"{self._runner.run_id}:{self.key}:{number}"
+
+    async def begin_turn(self, thread: str, key: str) -> TurnBegun:
+        runner = self._runner
+        answer = await self._commit(BeginTurn(runner.run_key, runner.app, thread, key, runner.now()))
+        if isinstance(answer, ThreadTaken):
+            taken = f"thread {thread!r} is taken by {answer.key!r} of run {answer.run_id}"
+            if answer.is_deadlock:
+                raise ConfigurationError(
+                    f"{taken}, which waits for {key!r} of run {runner.run_id}: neither would ever go on. Let an agent "
+                    "that is called from within a turn work on another thread, or on none"
+                )
+            until = to_datetime(answer.at).isoformat(timespec="seconds")
+            raise NotYet(
+                answer.at,
+                f"step {self.key!r} waits for its turn: {taken}; asked again at {until}",
+                is_woken=True,
+            )
+        assert isinstance(answer, TurnBegun)
+        return answer
+
+    def end_turn(self, turn: TurnEnd) -> None:
+        self.turn = turn
+
+    async def mark_effect(self) -> bool:
+        runner = self._runner
+        answer = await self._commit(MarkEffect(runner.run_key, self.key, self.number, runner.now()))
+        return not isinstance(answer, AlreadyMarked)
+
+    async def unmark_effect(self) -> None:
+        await self._commit(UnmarkEffect(self._runner.run_key, self.key))
 
     async def approved_digest(self, key: str) -> str | None:
         queries, cursor = self._runner.host.store.queries, None

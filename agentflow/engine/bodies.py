@@ -17,6 +17,7 @@ from agentflow.runs import StepKind
 from agentflow.step_runner import Body, NotYet
 from agentflow.store.protocol import (
     CommitStep,
+    EndTurn,
     Exists,
     Json,
     Micros,
@@ -62,20 +63,21 @@ class Bodies:
         failures = runner.journal.attempts.setdefault(key, [])
         if failures and failures[-1].next_at > runner.now():
             await runner.waits.nap(failures[-1].next_at)
+        timeout = self._default_timeout if body.timeout is None else body.timeout
         while True:
             if runner.host.is_draining():
                 await self._hold_back()
             if runner.waits.is_looking:
                 await runner.waits.looked()
             runner.check_goes_on(key)
-            attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads)
+            attempt = BodyAttempt(runner, key, len(failures), threads=runner.host.threads, timeout=timeout)
             started_at = runner.now()
             try:
                 output, value = await self._run(attempt, body, policy, failures, started_at)
             except NotYet as wait:
                 if runner.is_over:
                     raise runner.unwinding() from None
-                await runner.waits.nap(wait.until, reason=wait.reason)
+                await runner.waits.nap(wait.until, reason=wait.reason, is_woken=wait.is_woken)
             except (Exception, SystemExit) as error:  # asyncio would end the worker by a SystemExit
                 failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
                 if failed is not None:
@@ -109,7 +111,7 @@ class Bodies:
     ) -> tuple[Json, Any]:
         """Call the body once; give its output as JSON, and as it comes back from that."""
         runner = self._runner
-        timeout = self._default_timeout if body.timeout is None else body.timeout
+        timeout = attempt.timeout
         task = asyncio.current_task()
         assert task is not None
         self._running[attempt.key] = task
@@ -197,7 +199,11 @@ class Bodies:
 
     async def _commit(self, step: StoredStep, attempt: BodyAttempt) -> StoredStep:
         runner = self._runner
-        answer = await runner.commit(CommitStep(runner.run_key, step, attempt.model_call, runner.waits.mail))
+        answer = await runner.commit(
+            CommitStep(runner.run_key, step, attempt.model_call, runner.waits.mail)
+            if attempt.turn is None or not step.ok
+            else EndTurn(runner.run_key, step, attempt.turn)
+        )
         if isinstance(answer, Exists):
             step = answer.step
         runner.journal.add(step)

@@ -127,6 +127,7 @@ class Conclusion:
     async def _pause(self, due: Micros, *, reason: str | None) -> Verdict:
         """Leave the run to be claimed again at `due`; what was delivered meanwhile is read by that claim."""
         runner = self._runner
+        runner.journal.note_mark()
         mail = runner.waits.mail
         due = min(due, runner.time_limit.deadline)
         while True:

@@ -24,6 +24,7 @@ class Journal:
         self._begun.update(key for key in self.attempts if not key.startswith("@"))
         self.waits: dict[str, StoredWait] = {wait.key: wait for wait in claimed.waits}
         self.open_calls: dict[str, ModelCall] = {call.key: call for call in claimed.model_calls}
+        self._has_marks = False
 
     def find(self, key: str) -> StoredStep | None:
         return self._outcomes.get(key)
@@ -38,6 +39,29 @@ class Journal:
         if step.seq is not None and step.seq > self._last_step_seq:
             self._last_step_seq = step.seq
 
+    def note_mark(self) -> None:
+        """Something about a step was stored that is in no outcome."""
+        self._has_marks = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether outcomes and waits are all that is stored of the run."""
+        return not (self._has_marks or self.open_calls or any(self.attempts.values()))
+
+    def fits(self, steps: int, size: int) -> bool:
+        """Whether it has at most so many steps, and bytes of outputs."""
+        return len(self._outcomes) <= steps and self._size <= size
+
+    @property
+    def steps(self) -> list[StoredStep]:
+        """All outcomes, in their order."""
+        return sorted(self._outcomes.values(), key=lambda step: step.seq or 0)
+
+    @property
+    def next_seq(self) -> int:
+        """The number that comes next."""
+        return self._next_seq
+
     def delivered(self) -> None:
         """User code has got one of the outcomes that were there at the beginning."""
         self._undelivered -= 1
@@ -51,6 +75,13 @@ class Journal:
         for begun in (self.waits, self.attempts):
             for key in [key for key in begun if key.startswith(scopes)]:
                 del begun[key]
+
+    def note_model_call(self, call: ModelCall) -> None:
+        """A row of the ledger was written: the body that is called again has to know of one without an end."""
+        if call.ended_at is None:
+            self.open_calls[call.key] = call
+        elif (known := self.open_calls.get(call.key)) is not None and known.attempt == call.attempt:
+            del self.open_calls[call.key]
 
     @property
     def is_replaying(self) -> bool:

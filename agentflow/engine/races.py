@@ -26,6 +26,7 @@ from agentflow.step_runner import Contender, Contenders
 from agentflow.store.protocol import (
     CommitRace,
     CommitStep,
+    EndTurn,
     Exists,
     Json,
     Micros,
@@ -65,7 +66,6 @@ class Races:
         self._runner = runner
         self._loop = asyncio.get_running_loop()
         self.withdrawn: tuple[str, ...] = ()
-        """What the keys in the branches of decided races begin with."""
         """What the keys in the branches of decided races begin with."""
 
     async def decide(self, key: str, contenders: Contenders) -> StoredStep:
@@ -120,7 +120,7 @@ class Races:
     def check_operation(self, operation: Operation) -> None:
         """Nothing of such a branch is written any more."""
         match operation:
-            case CommitStep(step=step) | ResolveWait(step=step) | CommitRace(step=step):
+            case CommitStep(step=step) | ResolveWait(step=step) | CommitRace(step=step) | EndTurn(step=step):
                 self.check(step.key)
             case RegisterWait(wait=wait):
                 self.check(wait.key)

@@ -54,6 +54,7 @@ from agentflow.store.protocol import (
     CommitRace,
     CommitStep,
     Done,
+    EndTurn,
     Fenced,
     Json,
     Micros,
@@ -68,7 +69,7 @@ from agentflow.store.protocol import (
 
 HAND_OVER_PATIENCE = 0.3
 """Seconds that the code of a run may take to end before others may have the run, when the worker stops."""
-_COMMITS_OF_STEPS = frozenset((CommitStep, ResolveWait, CommitRace))
+_COMMITS_OF_STEPS = frozenset((CommitStep, ResolveWait, CommitRace, EndTurn))
 
 
 class Runner:
@@ -417,6 +418,7 @@ class Runner:
         if self.is_over or self.races.has_withdrawn(key):
             return
         now = self.now()
+        self.journal.note_mark()
         mark = StoredAttempt(f"{CANCELLED}{key}", 1, "{}", now, now)
         self.submit(RecordAttempt(self.run_key, mark))
 

@@ -23,6 +23,7 @@ from agentflow.engine.tasks import (
     place_of,
     state_of,
 )
+from agentflow.turns import ends_turn_of
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Settling:
         self._ticket = 0
         self._is_checking = False
         self._calm = 0
+        self._ends_turn = ends_turn_of(loop)
         self._closed = False
         self._look_again: asyncio.TimerHandle | None = None
         self._pause = FIRST_LOOK
@@ -120,17 +122,20 @@ class Settling:
         if self._closed:
             self._is_checking = False
             return
-        if self._has_ready_branch():
+        if self._is_calm():
             self._calm = 0
-        else:
-            self._calm += 1
-            if self._calm >= TURNS_OF_CALM:
-                if not self._hand_out():
-                    self._is_checking = False
-                    self._rest()
-                    return
-                self._calm = 0
+            if not self._hand_out():
+                self._is_checking = False
+                self._rest()
+                return
         self._loop.call_soon(self._check)
+
+    def _is_calm(self) -> bool:
+        """Whether no branch can proceed."""
+        if self._ends_turn():  # nothing at all is to run in this loop
+            return True
+        self._calm = 0 if self._has_ready_branch() else self._calm + 1
+        return self._calm >= TURNS_OF_CALM
 
     def _has_ready_branch(self) -> bool:
         # Asked three times for each outcome that is handed out. So a branch that is seen to be blocked is parked: of

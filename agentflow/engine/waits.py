@@ -71,6 +71,8 @@ class RunWaits:
         self.naps: dict[Future[None], Micros] = {}
         self._reasons: dict[Future[None], str] = {}
         """Why some of the naps are taken: the others are retries."""
+        self._woken_by_mail: dict[Future[None], None] = {}
+        """Naps of bodies that may go on when there is mail."""
         self._timer: TimerHandle | None = None
         self._look: Future[Outcome] | None = None
         self.mail = mail
@@ -102,13 +104,15 @@ class RunWaits:
             deadline = registered.deadline
         return await self._outcome_of(key, deadline, is_timer=wait.kind is StepKind.SLEEP)
 
-    async def nap(self, until: Micros, *, reason: str | None = None) -> None:
+    async def nap(self, until: Micros, *, reason: str | None = None, is_woken: bool = False) -> None:
         """Wait to call a body again: for its next attempt, whose time the database has already, or for the `reason`
         that it may not begin yet, which is asked about again when the run is taken up."""
         future: Future[None] = self._loop.create_future()
         self.naps[future] = until
         if reason is not None:
             self._reasons[future] = reason
+        if is_woken:
+            self._woken_by_mail[future] = None
         self._runner.settling.poke()
         try:
             await self._runner.settling.block(future)
@@ -119,6 +123,7 @@ class RunWaits:
         finally:
             self.naps.pop(future, None)
             self._reasons.pop(future, None)
+            self._woken_by_mail.pop(future, None)
 
     # ------------------------------------------------------------------------------------- registering
 
@@ -288,7 +293,7 @@ class RunWaits:
         if not isinstance(answer, Adopted):
             runner.decide(Lost(answer.why if isinstance(answer, Fenced) else repr(answer)))
             return
-        self.mail = answer.mail
+        has_mail, self.mail = answer.mail != self.mail, answer.mail
         for step in answer.steps:
             runner.journal.add(step)
             outstanding = self.outstanding.pop(step.key, None)
@@ -296,7 +301,7 @@ class RunWaits:
                 outstanding.future.set_result(step)
         now = runner.now()
         for nap, until in list(self.naps.items()):
-            if until <= now and not nap.done():
+            if (until <= now or (has_mail and nap in self._woken_by_mail)) and not nap.done():
                 nap.set_result(None)
         if answer.cancel:
             runner.decide(Cancelled())

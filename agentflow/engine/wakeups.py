@@ -9,9 +9,19 @@ from agentflow.store.protocol import Hint, HintKind
 
 
 class Wakeups:
-    """Turns hints into calls: look for ready runs, look into one run's mail, or into everybody's."""
+    """Turns hints into calls: look for ready runs, look into one run's mail, or into everybody's.
 
-    def __init__(self, *, on_mail: Callable[[str], None], on_any: Callable[[], None]) -> None:
+    `on_ready` says whether it sees to that run itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_ready: Callable[[str], bool],
+        on_mail: Callable[[str], None],
+        on_any: Callable[[], None],
+    ) -> None:
+        self._on_ready = on_ready
         self._on_mail = on_mail
         self._on_any = on_any
         self._ready = asyncio.Event()
@@ -20,7 +30,8 @@ class Wakeups:
         """Take a hint from the store."""
         match hint.kind:
             case HintKind.READY:
-                self._ready.set()
+                if hint.run_id is None or not self._on_ready(hint.run_id):
+                    self._ready.set()
             case HintKind.MAIL if hint.run_id is not None:
                 self._on_mail(hint.run_id)
             case HintKind.ANY | HintKind.MAIL:

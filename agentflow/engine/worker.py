@@ -15,6 +15,7 @@ from agentflow.clock import Clock
 from agentflow.crashpoints import point
 from agentflow.engine.claims import Claims
 from agentflow.engine.host import Host, Timers
+from agentflow.engine.jobs import AbandonedJobs
 from agentflow.engine.lanes import Lanes
 from agentflow.engine.leases import RENEW_AT, HeartbeatThread, Reaper
 from agentflow.engine.retention import Retention
@@ -23,6 +24,7 @@ from agentflow.engine.schedules import Schedules
 from agentflow.engine.tasks import install_task_factory
 from agentflow.engine.verdicts import Suspended, Verdict
 from agentflow.engine.wakeups import Wakeups
+from agentflow.engine.warm import WarmRun, WarmRuns
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Registry
 from agentflow.ids import new_id
@@ -31,7 +33,7 @@ from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.starts import plan_admission
 from agentflow.store.poison import is_suspect, must_be_alone
-from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, RunKey, Store
+from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, Reclaimed, RunKey, Store
 
 logger = logging.getLogger("agentflow.engine")
 
@@ -90,8 +92,12 @@ class Worker:
         self._changed = asyncio.Event()
         self._identity = ("", 0)
         self._context = contextvars.copy_context()
-        self._wakeups = Wakeups(on_mail=self._look_into_mail, on_any=self._look_into_all_mail)
+        self._wakeups = Wakeups(
+            on_ready=self._reclaim, on_mail=self._look_into_mail, on_any=self._look_into_all_mail
+        )
         self._mail_task: asyncio.Task[None] | None = None
+        self._warm = WarmRuns()
+        self._reclaims: set[asyncio.Task[None]] = set()
         self._host = Host(
             app=app,
             store=store,
@@ -108,6 +114,7 @@ class Worker:
             replay_every_step=replay_every_step,
         )
         gates = registry.gates()
+        self._gated = frozenset(gates)
         self._claims = Claims(
             store,
             clock,
@@ -130,6 +137,7 @@ class Worker:
         )
         self._retention = Retention(store, clock, keep=settings.retention, rng=self._rng)
         self._schedules = Schedules(store, clock, registry, app=app)
+        self._abandoned_jobs = AbandonedJobs(store, clock, app=app)
         self._reaper = Reaper(
             store,
             clock,
@@ -170,6 +178,7 @@ class Worker:
             asyncio.create_task(self._schedules.run(), name="agentflow-schedules"),
             asyncio.create_task(self._lanes.run(), name="agentflow-lanes"),
             asyncio.create_task(self._retention.run(), name="agentflow-retention"),
+            asyncio.create_task(self._abandoned_jobs.run(), name="agentflow-abandoned-jobs"),
         ]
 
     async def stop(self) -> None:
@@ -268,7 +277,9 @@ class Worker:
         if self._mail_task is not None:
             self._mail_task.cancel()
             self._loops.append(self._mail_task)
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        for reclaim in self._reclaims:
+            reclaim.cancel()
+        await asyncio.gather(*self._loops, *self._reclaims, return_exceptions=True)
         self._loops.clear()
         if self._unsubscribe is not None:
             self._unsubscribe()
@@ -324,6 +335,10 @@ class Worker:
         """Let through what stands before an open gate; how many (for tests and simulation)."""
         return await self._lanes.run_once()
 
+    async def cancel_jobs_now(self) -> int:
+        """Cancel the jobs at model providers whose runs have ended; how many (for tests and simulation)."""
+        return await self._abandoned_jobs.run_once()
+
     @property
     def next_tick_at(self) -> int | None:
         """When the next schedule is due, as of the last look."""
@@ -371,6 +386,37 @@ class Worker:
                 next_seq=1,
             )
         )
+
+    def _reclaim(self, run_id: str) -> bool:
+        """A run is ready: take it up again if it is known here; whether that is tried."""
+        warm = self._warm.take(run_id)
+        if warm is None or self._is_draining or self._claims.has_backlog or self._room() <= 0:
+            return False
+        self._offered.add(run_id)
+        task = asyncio.create_task(self._take_up(warm), name="agentflow-reclaim")
+        self._reclaims.add(task)
+        task.add_done_callback(self._reclaims.discard)
+        return True
+
+    async def _take_up(self, warm: WarmRun) -> None:
+        last, (worker_id, epoch) = warm.claimed.key, self._identity
+        found: Reclaimed | None = None
+        try:
+            found = await self._store.reclaim(
+                worker_id, epoch=epoch, last=last, next_seq=warm.journal.next_seq, now=self._clock.now()
+            )
+        except Exception:
+            logger.exception("run %s could not be taken up again; it is claimed", last.run_id)
+        finally:
+            self._offered.discard(last.run_id)
+        if found is None:
+            self._wakeups.look_for_runs()
+            self._begin_alone()
+            return
+        claimed = warm.taken_up(worker_id, found)
+        self._take(claimed)
+        if found.mail != claimed.mail:
+            self._look_into_mail(last.run_id)
 
     def _room(self) -> int:
         if self._alone is not None and not self._is_proven(self._alone):
@@ -437,6 +483,8 @@ class Worker:
             if self._alone is not None and self._alone.key == runner.run_key:
                 self._alone = None
             following = self._next.pop(runner.run_id, None)
+            if isinstance(verdict, Suspended) and following is None and runner.function.id not in self._gated:
+                self._warm.keep(runner)
             if following is not None and not self._is_draining:
                 self._take(following)
             elif (

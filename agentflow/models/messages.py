@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from agentflow.errors import InvalidInput
 
@@ -62,6 +62,14 @@ class OpaquePart(Value):
     type: str
 
 
+class ImagePart(Value):
+    """An image that a tool gave; `data` is base64."""
+
+    kind: Literal["image"] = "image"
+    media_type: str
+    data: str
+
+
 class ToolCall(Positional):
     """A tool that the model wants called.
 
@@ -92,11 +100,40 @@ class ToolResult(Positional):
 
     @property
     def text(self) -> str:
-        """The content as a model is shown it: text as it is, everything else as JSON."""
+        """The content as a model is shown it: text as it is, everything else as JSON; of images that they are there."""
         if isinstance(self.content, str):
             return self.content
+        if blocks := self.blocks:
+            return "\n".join(_told(block) for block in blocks)
         return json.dumps(self.content, ensure_ascii=False, separators=(",", ":"))
 
+    @property
+    def blocks(self) -> list[TextPart | ImagePart]:
+        """The content of a tool that gave images, text and images in their order; of all others `[]`.
+
+        Such content is a list of `{"kind": "text", "text"}` and `{"kind": "image", "media_type", "data"}`.
+        """
+        if not isinstance(self.content, list) or not any(_is_kind(item, "image") for item in self.content):
+            return []
+        try:
+            return _BLOCKS.validate_python(self.content)
+        except ValidationError:
+            return []  # some JSON of the user's
+
+
+def _is_kind(item: object, kind: str) -> bool:
+    return isinstance(item, dict) and item.get("kind") == kind
+
+
+def _told(block: TextPart | ImagePart) -> str:
+    if isinstance(block, TextPart):
+        return block.text
+    return f"[{block.media_type}, {len(block.data.rstrip('=')) * 3 // 4} bytes: not shown]"
+
+
+_BLOCKS: TypeAdapter[list[TextPart | ImagePart]] = TypeAdapter(
+    list[Annotated[TextPart | ImagePart, Field(discriminator="kind")]]
+)
 
 Part: TypeAlias = Annotated[
     TextPart | ReasoningPart | OpaquePart | ToolCall | ToolResult, Field(discriminator="kind")

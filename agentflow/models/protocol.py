@@ -28,6 +28,8 @@ class Capabilities:
     """Is a `BackgroundModel`: a call is found again by its id after a crash."""
     lookup: bool = False
     """Is a `LookupModel`: a call is found again by its metadata after a crash."""
+    asks_again: bool = False
+    """Keeps nothing to be found again, and may be asked again under `billing="recover"`: the ledger says `possible`."""
     batch: bool = False
     offline: bool = False
     """Reaches no paid API; `block_models()` lets it pass."""
@@ -95,33 +97,55 @@ class Submitted:
 
     provider_id: str
     raw: dict[str, Any]
+    answer: RawAnswer | None = None
+    """The answer, from a server that gave it at once."""
 
 
 @runtime_checkable
 class BackgroundModel(Model, Protocol):
     """A model whose calls outlive the connection: once the id is stored, a crash costs nothing."""
 
-    async def submit(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> Submitted: ...
+    async def submit(
+        self, request: ModelRequest, *, metadata: Mapping[str, str], stream: bool = False
+    ) -> Submitted:
+        """Give the provider the job; with `stream` one whose deltas `resume` can tell. Raises `ConfigurationError` when
+        the server refuses to work in the background or to store."""
+        ...
 
     async def poll(self, provider_id: str) -> RawAnswer | None:
-        """The answer, or None while the provider still works on it."""
+        """The answer, or None while the provider still works on it.
+
+        A `ProviderError` says that the job has ended without one. Whatever else is raised only says that the provider
+        could not be asked now, and goes to `classify`.
+        """
         ...
 
     def resume(self, provider_id: str, *, after: int | None = None) -> AsyncIterator[StreamEvent]:
         """The job's stream, from the event after number `after` on."""
         ...
 
-    async def cancel(self, provider_id: str) -> None: ...
+    async def cancel(self, provider_id: str) -> None:
+        """Let the job end where it is; one that has ended stays as it is."""
+        ...
 
 
 @runtime_checkable
 class LookupModel(Model, Protocol):
     """A model whose provider keeps answers and finds them by metadata."""
 
-    async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer: ...
+    async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer:
+        """`request`, whose answer the provider keeps. Raises `ConfigurationError` when the server refuses to."""
+        ...
+
+    def stream_stored(
+        self, request: ModelRequest, *, metadata: Mapping[str, str]
+    ) -> AsyncIterator[StreamEvent]:
+        """`stream`, whose answer the provider keeps."""
+        ...
 
     async def find(self, metadata: Mapping[str, str]) -> RawAnswer | None:
-        """The answer that was stored with exactly this metadata, or None (it may still come)."""
+        """The answer that was stored with this metadata, or None (it may still come). Raises `ConfigurationError` when
+        the server does not tell what it has stored."""
         ...
 
 

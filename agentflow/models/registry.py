@@ -6,9 +6,10 @@ Ours are found the way a third party's are. A provider is imported when one of i
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 from agentflow.errors import ConfigurationError
 from agentflow.models.failures import exception_failure
@@ -23,6 +24,7 @@ ModelLike: TypeAlias = str | Model | Callable[[ModelRequest], Awaitable[Any]]
 _resolved: dict[str, Model] = {}
 _registered: dict[str, Callable[[str], Model]] = {}
 _substitutes: list[Model] = []
+_asked: WeakValueDictionary[str, Model] = WeakValueDictionary()
 _blocked = 0
 
 
@@ -34,6 +36,18 @@ def resolve_model(model: ModelLike) -> Model:
         return _substitutes[-1]
     found = _find(model)
     return _Blocked(found) if _blocked and not found.capabilities.offline else found
+
+
+def model_asked_before(ref: str) -> Model:
+    """The model of that name which this process has given a job, with the server and key it has; else the one that is
+    found by its name."""
+    return _asked.get(ref) or resolve_model(ref)
+
+
+def note_asked(model: Model) -> None:
+    """Keep a model to be found by `model_asked_before`."""
+    with suppress(TypeError):  # one with slots that cannot be referred to so
+        _asked[model_ref(model)] = model
 
 
 def register_provider(name: str, make: Callable[[str], Model]) -> None:

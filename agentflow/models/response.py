@@ -192,6 +192,12 @@ class ToolArgsDelta(NumberedDelta):
     name: str | None = None
 
 
+class AttemptReset(Value):
+    """What was told of the answer so far is void: the model is asked again. It comes from `agent.stream`."""
+
+    kind: Literal["attempt_reset"] = "attempt_reset"
+
+
 Delta: TypeAlias = TextDelta | ReasoningDelta | ToolArgsDelta
 
 

@@ -5,10 +5,12 @@ The outcome is a step row without a seq; `run.mail` is bumped, and a run that sl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 from agentflow.store import statements as sql
+from agentflow.store.operations_audit import note
 from agentflow.store.protocol import HintKind, Json, Status, StoredStep, StoredWait
 from agentflow.store.transaction import Transaction, Work, step_params
 
@@ -52,6 +54,7 @@ def timed_out_step(wait: StoredWait, now: int) -> Work[StoredStep]:
     """The outcome that was fixed for the end of the wait's time; its approval expires with it."""
     if wait.kind == "approval" and wait.topic is not None:
         yield sql.CLOSE_APPROVAL, {"to": "expired", "now": now, "approval": wait.topic}
+        yield from note(at=now, who="agentflow", what="approval.expired", subject=wait.topic)
     ended_at = max(wait.since, min(wait.deadline, now))
     return StoredStep(
         wait.key,
@@ -69,12 +72,22 @@ def timed_out_step(wait: StoredWait, now: int) -> Work[StoredStep]:
 
 def adopt_unread(run_id: str, steps: list[StoredStep], next_seq: int) -> Work[tuple[StoredStep, ...]]:
     """Give delivered steps their seq, in order of their end."""
-    steps.sort(key=lambda step: (step.ended_at, step.key))
-    adopted = []
-    for seq, step in enumerate(steps, next_seq):
-        yield sql.NUMBER_STEP, {"number": seq, "run": run_id, "step": step.key}
-        adopted.append(step._replace(seq=seq))
-    return tuple(adopted)
+    adopted = number_unread(steps, next_seq)
+    yield from store_numbers((run_id, step) for step in adopted)
+    return adopted
+
+
+def number_unread(steps: Iterable[StoredStep], next_seq: int) -> tuple[StoredStep, ...]:
+    """Delivered steps with their seq, in order of their end."""
+    in_order = sorted(steps, key=lambda step: (step.ended_at, step.key))
+    return tuple(step._replace(seq=seq) for seq, step in enumerate(in_order, next_seq))
+
+
+def store_numbers(numbered: Iterable[tuple[str, StoredStep]]) -> Work[None]:
+    """Store the seq of these steps of these runs, unless they have one."""
+    numbers = [{"number": step.seq, "run": run_id, "step": step.key} for run_id, step in numbered]
+    if numbers:
+        yield sql.NUMBER_STEP, numbers
 
 
 def stored_wait(row: Any) -> StoredWait:

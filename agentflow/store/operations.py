@@ -7,11 +7,13 @@ from typing import Any
 
 from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
+from agentflow.store.operations_effects import mark_effect, unmark_effect
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_gates import TendLanes, tend_lanes
 from agentflow.store.operations_messages import send_events, send_signal
 from agentflow.store.operations_model_limits import begin_model_call, settle_model_call, slow_model_calls
 from agentflow.store.operations_races import commit_race
+from agentflow.store.operations_reclaim import Reclaim, reclaim
 from agentflow.store.operations_retention import prune, prune_loose
 from agentflow.store.operations_runs import (
     cancel_run,
@@ -26,10 +28,12 @@ from agentflow.store.operations_schedules import keep_schedules, list_schedules,
 from agentflow.store.operations_steps import (
     append_stream,
     commit_step,
+    end_abandoned_call,
     record_attempt,
     register_functions,
     write_model_call,
 )
+from agentflow.store.operations_threads import begin_turn, end_turn, forget_thread
 from agentflow.store.operations_waits import adopt, register_wait, resolve_wait, withdraw_wait
 from agentflow.store.operations_workers import (
     Claim,
@@ -63,6 +67,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.WithdrawWait: withdraw_wait,
     p.RecordAttempt: record_attempt,
     p.WriteModelCall: write_model_call,
+    p.EndAbandonedCall: end_abandoned_call,
     p.Adopt: adopt,
     p.Suspend: suspend,
     p.Release: release,
@@ -83,7 +88,13 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     p.BeginModelCall: begin_model_call,
     p.SettleModelCall: settle_model_call,
     p.SlowModelCalls: slow_model_calls,
+    p.BeginTurn: begin_turn,
+    p.EndTurn: end_turn,
+    p.ForgetThread: forget_thread,
+    p.MarkEffect: mark_effect,
+    p.UnmarkEffect: unmark_effect,
     Claim: claim,
+    Reclaim: reclaim,
     ListMail: list_mail,
     ListWorkers: list_workers,
     NextReady: next_ready,
@@ -95,7 +106,9 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     TendLanes: tend_lanes,
 }
 
-_ALWAYS_STRICT = frozenset((p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall))
+_ALWAYS_STRICT = frozenset(
+    (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall, p.MarkEffect, p.ForgetThread)
+)
 _NEVER_STRICT = frozenset(
     (
         p.AppendStream,
@@ -106,6 +119,7 @@ _NEVER_STRICT = frozenset(
         p.SettleModelCall,
         p.SlowModelCalls,
         Claim,
+        Reclaim,
         ListMail,
         ListWorkers,
         NextReady,
@@ -153,7 +167,7 @@ def workers_of(operations: Iterable[Any]) -> list[str]:
         elif isinstance(operation, p.StartRun):
             if operation.owner is not None:
                 found.add(operation.owner)
-        elif isinstance(operation, Claim | ReleaseOrphans):
+        elif isinstance(operation, Claim | Reclaim | ReleaseOrphans):
             found.add(operation.worker_id)
     return sorted(found)
 
@@ -180,7 +194,7 @@ def weight_of(operation: Any) -> int:
     return 0 if weigh is None else weigh(operation)
 
 
-def _weight_of_step(operation: p.CommitStep | p.CommitRace | p.ResolveWait) -> int:
+def _weight_of_step(operation: p.CommitStep | p.CommitRace | p.ResolveWait | p.EndTurn) -> int:
     return len(operation.step.output or "")
 
 
@@ -188,6 +202,7 @@ _WEIGHTS: dict[type, Callable[[Any], int]] = {
     p.CommitStep: _weight_of_step,
     p.CommitRace: _weight_of_step,
     p.ResolveWait: _weight_of_step,
+    p.EndTurn: lambda op: _weight_of_step(op) + sum(len(data) for _, data in op.turn.messages),
     p.StartRun: lambda op: len(op.run.input),
     p.Rerun: lambda op: len(op.run.input),
     p.TickSchedule: lambda op: sum(len(run.input) for run in op.runs),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from agentflow.approvals import (
     ApprovalRequest,
+    ApprovalRules,
     Approve,
     Decision,
     DecisionInput,
@@ -18,7 +19,8 @@ from agentflow.approvals import (
 from agentflow.codec import canonical_json
 from agentflow.store import statements as sql
 from agentflow.store.delivery import deliver
-from agentflow.store.protocol import Decide, Decided, DecisionResult
+from agentflow.store.operations_audit import note
+from agentflow.store.protocol import Decide, Decided, DecisionResult, Micros
 from agentflow.store.records import approval_request
 from agentflow.store.transaction import Transaction, Work
 
@@ -30,7 +32,7 @@ def decide(tx: Transaction, op: Decide) -> Work[Decided]:
         return Decided(DecisionResult.NOT_FOUND, None)
     yield sql.LOCK_RUN, {"id": owner[0][0]}
     [row] = yield sql.READ_APPROVAL, {"id": op.approval_id}
-    asked = _Asked.from_row(row)
+    asked = _Asked.from_row(row, op.now)
     for known in asked.decisions:
         if known["id"] == op.id:
             return Decided(DecisionResult(known["result"]), asked.request)
@@ -38,9 +40,14 @@ def decide(tx: Transaction, op: Decide) -> Work[Decided]:
         yield from deliver(tx, asked.request.run_id, asked.request.step_key, op.now, None)
         yield sql.CLOSE_APPROVAL, {"to": "expired", "now": op.now, "approval": op.approval_id}
         [row] = yield sql.READ_APPROVAL, {"id": op.approval_id}
-        asked = _Asked.from_row(row)
+        asked = _Asked.from_row(row, op.now)
     refusal = _refuse(asked, op)
+    if refusal is None and asked.rules.bars_starter:
+        starters = yield sql.READ_STARTER, {"id": asked.request.run_id}
+        refusal = DecisionResult.NOT_PERMITTED if (op.by,) in map(tuple, starters) else None
     if refusal is not None:
+        if refusal is DecisionResult.NOT_PERMITTED:
+            yield from note(at=op.now, who=op.by, what="approval.refused", subject=op.approval_id)
         return Decided(refusal, asked.request)
     if any(known["by"] == op.by for known in asked.decisions):
         return Decided(DecisionResult.NEEDS_MORE, asked.request)
@@ -56,9 +63,13 @@ class _Asked(NamedTuple):
     expires_at: int
 
     @classmethod
-    def from_row(cls, row: Any) -> _Asked:
+    def from_row(cls, row: Any, now: Micros) -> _Asked:
         named = {column.key: value for column, value in zip(sql.APPROVAL_COLUMNS, row, strict=True)}
-        return cls(named, approval_request(named), json.loads(named["decisions"]), named["expires_at"])
+        return cls(named, approval_request(named, now), json.loads(named["decisions"]), named["expires_at"])
+
+    @property
+    def rules(self) -> ApprovalRules:
+        return ApprovalRules.model_validate_json(self.row["policy"])
 
     @property
     def args(self) -> dict[str, Any] | None:
@@ -141,11 +152,20 @@ def _take(tx: Transaction, asked: _Asked, op: Decide) -> Work[Decided]:
             "approval": op.approval_id,
         },
     )
+    yield from note(
+        at=op.now,
+        who=op.by,
+        what=f"approval.{decision.kind}",
+        subject=op.approval_id,
+        digest=digest,
+        before=asked.row["args"] if asked.row["edited_args"] is None else asked.row["edited_args"],
+        after=edited if isinstance(decision, Edit) else _status_after(decision) if settled else "pending",
+    )
     if settled:
         outcome = _outcome(op, None if edited is None else json.loads(edited))
         yield from deliver(tx, request.run_id, request.step_key, op.now, (True, outcome, None))
     [row] = yield sql.READ_APPROVAL, {"id": op.approval_id}
-    return Decided(DecisionResult(entry["result"]), _Asked.from_row(row).request)
+    return Decided(DecisionResult(entry["result"]), _Asked.from_row(row, op.now).request)
 
 
 def _status_after(decision: DecisionInput) -> str:

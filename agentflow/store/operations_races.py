@@ -5,6 +5,7 @@ from __future__ import annotations
 from agentflow.store import statements_races as sql
 from agentflow.store.operations_runs import cancel_tree
 from agentflow.store.operations_steps import store_step
+from agentflow.store.operations_threads import leave_turns
 from agentflow.store.operations_waits import take_own_wait
 from agentflow.store.protocol import CommitRace, Done, Exists, Fenced
 from agentflow.store.statements import LOCK_RUN, READ_RUN
@@ -18,6 +19,7 @@ def commit_race(tx: Transaction, op: CommitRace) -> Work[Done | Exists | Fenced]
         return state
     outcome = yield from store_step(op.run.run_id, op.step, state)
     yield from _withdraw_waits(tx, op)
+    yield from leave_turns(tx, op.run.run_id, op.scopes, op.step.ended_at)
     for (key,) in (yield sql.LIST_OPEN_ATTEMPTS, {"run": op.run.run_id}):
         if key.startswith(op.scopes):
             yield sql.FORGET_ATTEMPTS, {"run": op.run.run_id, "step": key}

@@ -1,12 +1,14 @@
 """Retention: runs that ended long ago are removed with all that is theirs, a few hundred in a transaction.
 
 A run goes only when it has ended before the horizon and whoever invoked it has ended too. An event goes when it is as
-old and no run that it started is left; never within the time in which its id still counts.
+old and no run that it started is left; never within the time in which its id still counts. A thread goes, as a whole,
+when nothing was said on it since the horizon.
 """
 
 from __future__ import annotations
 
 from agentflow.store import statements_retention as sql
+from agentflow.store import statements_threads as threads
 from agentflow.store.operations_messages import DEDUP_MICROS
 from agentflow.store.protocol import Prune, Pruned, PruneLoose, Status
 from agentflow.store.transaction import Transaction, Work
@@ -33,10 +35,15 @@ def prune(tx: Transaction, op: Prune) -> Work[Pruned]:
 
 
 def prune_loose(tx: Transaction, op: PruneLoose) -> Work[Pruned]:
-    """Remove old events, and keys that nobody asks for any more."""
+    """Remove old events and threads, and keys that nobody asks for any more."""
     before = min(op.before, op.now - DEDUP_MICROS)
     events = yield sql.DELETE_EVENTS, {"before": before, "most": op.most}
-    if len(events) < op.most:
+    old = yield threads.FIND_OLD_THREADS, {"before": op.before, "most": op.most}
+    for app, thread in old:
+        yield threads.DELETE_MESSAGES, {"app": app, "thread": thread}
+        yield threads.DELETE_THREAD, {"app": app, "id": thread}
+    has_more = op.most in (len(events), len(old))
+    if not has_more:
         for statement in sql.DELETE_LOOSE:
             yield statement, {"before": before}
-    return Pruned(events=len(events), after=(0, "") if len(events) == op.most else None)
+    return Pruned(events=len(events), after=(0, "") if has_more else None)

@@ -185,6 +185,7 @@ def _insert(tx: Transaction, run: NewRun, params: dict[str, Any]) -> Work[Starte
             "input": run.input,
             "trigger": run.trigger,
             "tags": json.dumps(run.tags, ensure_ascii=False) if run.tags else None,
+            "started_by": run.started_by,
             "output": None,
             "error": None,
             "parent_error": None,

@@ -7,6 +7,7 @@ from agentflow.store.protocol import (
     AppendStream,
     CommitStep,
     Done,
+    EndAbandonedCall,
     Exists,
     Fenced,
     HintKind,
@@ -72,6 +73,23 @@ def write_model_call(tx: Transaction, op: WriteModelCall) -> Work[Done | Fenced]
         return state
     yield from _write_call(op.run.run_id, op.call)
     return Done(state.mail, state.cancel)
+
+
+def end_abandoned_call(tx: Transaction, op: EndAbandonedCall) -> Work[Done]:
+    """Enter the end of a job that nobody waits for."""
+    call = op.call
+    yield (
+        sql.END_ABANDONED_CALL,
+        {
+            "becomes": call.state,
+            "now": call.ended_at,
+            "why": call.error,
+            "run": op.run_id,
+            "step": call.key,
+            "number": call.attempt,
+        },
+    )
+    return Done()
 
 
 def append_stream(tx: Transaction, op: AppendStream) -> Work[Done | Fenced]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store import statements_workers as worker_sql
-from agentflow.store.delivery import adopt_unread, stored_wait, timed_out_step
+from agentflow.store.delivery import number_unread, store_numbers, stored_wait, timed_out_step
 from agentflow.store.operations_admission import LAG
 from agentflow.store.operations_gates import Candidate, free_slots, let_laggards_through, pass_gates
 from agentflow.store.poison import is_suspect, to_be_raised
@@ -264,7 +264,7 @@ class _Journals:
 def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
     journals = _Journals()
     of_ids = {"ids": ids}
-    inputs, waits, attempts, calls, chunks = yield worker_sql.READ_JOURNALS_OF, of_ids
+    inputs, waits, attempts, calls, chunks, steps = yield worker_sql.READ_JOURNALS_OF, of_ids
     for run_id, text, trigger, tags in inputs:
         journals.inputs[run_id] = (text, trigger, tags)
     is_due = False
@@ -275,42 +275,47 @@ def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
         else:
             journals.waits[run_id].append(wait)
     if is_due:
-        due = yield worker_sql.TAKE_DUE_WAITS_OF, {**of_ids, "now": now}
-        for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
-            step = yield from timed_out_step(stored_wait(row), now)
-            yield sql.INSERT_STEP, step_params(run_id, step)
+        yield from _end_due_waits(ids, now)
+    if is_due or len(steps) > worker_sql.FEW_STEPS:
+        steps = yield worker_sql.READ_STEPS_OF, of_ids
+    for run_id, *row in steps:
+        journals.steps[run_id].append(stored_step(row))
     for run_id, *row in attempts:
         journals.attempts[run_id].append(StoredAttempt(*row))
     for run_id, *row in calls:
         journals.calls[run_id].append(ModelCall(*row))
     for run_id, last in chunks:
         journals.next_seq[run_id] = last + 1
-    for run_id, *row in (yield worker_sql.READ_STEPS_OF, of_ids):
-        journals.steps[run_id].append(stored_step(row))
-    for run_id in ids:
-        yield from _adopt(journals, run_id)
+    yield from store_numbers((run_id, step) for run_id in ids for step in _adopt(journals, run_id))
     return journals
 
 
-def _adopt(journals: _Journals, run_id: str) -> Work[None]:
-    """Put a run's steps in order, and number those that were delivered or had timed out."""
+def _end_due_waits(ids: list[str], now: int) -> Work[None]:
+    due = yield worker_sql.TAKE_DUE_WAITS_OF, {"ids": ids, "now": now}
+    steps = []
+    for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
+        step = yield from timed_out_step(stored_wait(row), now)
+        steps.append(step_params(run_id, step))
+    if steps:
+        yield sql.INSERT_STEP, steps
+
+
+def _adopt(journals: _Journals, run_id: str) -> tuple[StoredStep, ...]:
+    """Put a run's steps in order; those without a number, delivered or timed out, get one, which is to be stored."""
     steps = journals.steps[run_id]
-    numbered = [step for step in steps if step.seq is not None]
-    numbered.sort(key=lambda step: step.seq or 0)
+    numbered = sorted((step for step in steps if step.seq is not None), key=lambda step: step.seq or 0)
     next_seq = max(journals.next_seq[run_id], (numbered[-1].seq or 0) + 1 if numbered else 1)
-    unread = [step for step in steps if step.seq is None]
-    if unread:
-        adopted = yield from adopt_unread(run_id, unread, next_seq)
-        numbered.extend(adopted)
-        next_seq += len(adopted)
-    journals.steps[run_id] = numbered
-    journals.next_seq[run_id] = next_seq
+    adopted = number_unread((step for step in steps if step.seq is None), next_seq)
+    journals.steps[run_id] = [*numbered, *adopted]
+    journals.next_seq[run_id] = next_seq + len(adopted)
+    return adopted
 
 
 def next_ready(tx: Transaction, op: NextReady) -> Work[int | None]:
     """The earliest `ready_at` of what can be claimed."""
     rows = yield worker_sql.NEXT_READY, {"app": op.app, "functions": op.functions}
-    return rows[0][0] if rows else None
+    due: int | None = rows[0][0]
+    return due
 
 
 def list_mail(tx: Transaction, op: ListMail) -> Work[list[tuple[str, int, bool]]]:

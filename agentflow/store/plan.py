@@ -69,4 +69,5 @@ class Plan:
 def _is_plain(run: NewRun) -> bool:
     """Whether nothing but the run itself is written when it starts."""
     is_free = run.admission is None and not run.is_unplanned and run.start_by is None
+    is_free = is_free and run.started_by is None
     return is_free and run.idempotency_key is None and not run.cancel_on

@@ -17,6 +17,7 @@ from agentflow.store.hints import Hints
 from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.operations import apply, workers_of
 from agentflow.store.operations_gates import TendLanes
+from agentflow.store.operations_reclaim import Reclaim
 from agentflow.store.operations_workers import (
     Claim,
     ListMail,
@@ -39,6 +40,7 @@ from agentflow.store.postgres_connection import (
     is_outage,
 )
 from agentflow.store.postgres_notices import Notices
+from agentflow.store.postgres_reclaim import reclaim_run
 from agentflow.store.postgres_schema import check, is_query_outage, make_engine, migrate
 from agentflow.store.postgres_vectors import Lease
 from agentflow.store.protocol import (
@@ -50,12 +52,15 @@ from agentflow.store.protocol import (
     Micros,
     Operation,
     Queries,
+    Reclaimed,
+    RunKey,
 )
 from agentflow.store.queries import SqlQueries
 from agentflow.store.transaction import Transaction
 
 POOL_SIZE = 2
-"""For claims and the care of workers. Few, so that what a process has left over does not keep its own heartbeat out."""
+"""For claims and the care of workers: that need not reach the disk, after a power loss it is done again. Few, so that
+what a process has left over does not keep its own heartbeat out."""
 LONGEST_PAUSE = 1.0
 CLOSE_SECONDS = 2.0
 ANSWER_WITHIN = 0.2
@@ -120,7 +125,10 @@ class PostgresStore:
             raise _unusable(error) from error
         self._writer = writer
         self._pool = await asyncpg.create_pool(
-            connect=lambda *_, **__: connect(self._dsn), reset=_keep, min_size=0, max_size=POOL_SIZE
+            connect=lambda *_, **__: connect(self._dsn, waits_for_disk=False, plans_once=True, in_order=True),
+            reset=_keep,
+            min_size=0,
+            max_size=POOL_SIZE,
         )
         self._notices = Notices(self._dsn, listener=self._hints.tell)
         self._notices.start()
@@ -204,6 +212,20 @@ class PostgresStore:
         self._leases.pop(worker_id, None)
         self._suspects.pop(worker_id, None)
 
+    async def reclaim(
+        self, worker_id: str, *, epoch: int, last: RunKey, next_seq: int, now: Micros
+    ) -> Reclaimed | None:
+        point("before_claim")
+        lease = self._leases.get(worker_id)
+        if lease is None or lease.epoch != epoch:
+            return None
+        operation = Reclaim(last, worker_id, next_seq, now)
+        found: Reclaimed | None = await self._on_connection(
+            lambda connection: reclaim_run(connection, operation, epoch)
+        )
+        point("after_claim")
+        return found
+
     async def claim(
         self,
         worker_id: str,
@@ -264,8 +286,8 @@ class PostgresStore:
         """Carry out one operation in a transaction of its own."""
 
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
-            # None of these has to reach the disk: after a power loss they are done again.
-            await connection.execute("BEGIN; SET LOCAL synchronous_commit = off")
+            fresh = "DISCARD PLANS; " if connection.is_to_plan_again() else ""
+            await connection.execute(f"{fresh}BEGIN")
             tx = Transaction(await alive(connection, workers_of([operation]), self._leases))
             outcome = await drive(connection, apply(tx, operation))
             await connection.execute("COMMIT")

@@ -8,7 +8,7 @@ its work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -19,6 +19,7 @@ from agentflow.store import statements as sql
 from agentflow.store.batches import Fault
 from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
 from agentflow.store.operations_runs import wake_parents
+from agentflow.store.operations_threads import lock_of_thread
 from agentflow.store.plan import Plan
 from agentflow.store.postgres_connection import abandon, connect, is_conflict, is_outage
 from agentflow.store.postgres_session import Session, end_session
@@ -182,10 +183,13 @@ async def drive(connection: asyncpg.Connection[Any], work: Work[Any]) -> Any:
 
 
 async def answer(
-    connection: asyncpg.Connection[Any], statement: Statement | Bundle, params: Params
+    connection: asyncpg.Connection[Any], statement: Statement | Bundle, params: Params | Sequence[Params]
 ) -> list[Any]:
     """What the work that asks for this statement is sent."""
     text, arguments = statement.postgres
+    if not isinstance(params, Mapping):
+        await connection.executemany(text, [arguments(each) for each in params])
+        return []
     rows: list[Any] = await connection.fetch(text, *arguments(params))
     return Bundle.rows(rows[0]) if isinstance(statement, Bundle) else rows
 
@@ -208,6 +212,10 @@ def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:
                 names[f"event:{operation.wait.topic}"] = True
         elif isinstance(operation, p.BeginModelCall | p.SettleModelCall | p.SlowModelCalls):
             names[f"model:{operation.provider}"] = True
+        elif isinstance(operation, p.BeginTurn | p.ForgetThread):
+            names[lock_of_thread(operation.app, operation.thread)] = True
+        elif isinstance(operation, p.EndTurn):
+            names[lock_of_thread(operation.turn.app, operation.turn.thread)] = True
         elif isinstance(operation, p.Suspend | p.Release | p.Adopt):
             changed.add(operation.run.run_id)
         elif isinstance(operation, p.Finish):

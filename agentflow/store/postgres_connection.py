@@ -7,6 +7,7 @@ swallows everything this lasts as long again as the statement's own time limit; 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -16,6 +17,9 @@ CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
 """For each statement: long for a server that works, short for a connection that is dead."""
 ROLLBACK_SECONDS, FAREWELL_SECONDS = 2.0, 1.0
+PLANNED_FOR_SECONDS = 10.0
+"""So long a plan is kept. One that was made for a small table may be bad when it has grown, and the server notices only
+when it next looks at the table."""
 IDLE_IN_TRANSACTION = "5s"
 """A process that is stopped inside a transaction loses it, and its locks, so that its runs can be taken over."""
 
@@ -36,11 +40,21 @@ _OUTAGES = (
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """A connection that says farewell, and does not wait for ever until the other side has heard it."""
 
+    _plan_again_at = 0.0
+
     async def close(self, *, timeout: float | None = None) -> None:
         try:
             await super().close(timeout=FAREWELL_SECONDS if timeout is None else timeout)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self.terminate()
+
+    def is_to_plan_again(self) -> bool:
+        """Whether the plans of this connection are old; they are then taken to be renewed."""
+        now = time.monotonic()
+        if now < self._plan_again_at:
+            return False
+        self._plan_again_at = now + PLANNED_FOR_SECONDS
+        return True
 
 
 async def connect(
@@ -49,11 +63,13 @@ async def connect(
     seconds: float | None = None,
     waits_for_disk: bool = True,
     plans_once: bool = False,
+    in_order: bool = False,
 ) -> asyncpg.Connection[Any]:
     """A connection with agentflow's settings; it commits as the server is set up to, or does not wait for its disk.
 
     `seconds` is what each statement may take. Raises `TimeoutError` when that, or five, were not enough to connect.
-    `plans_once` where all that is asked goes by keys, so that one plan serves every value.
+    `plans_once` where all that is asked goes by keys, so that one plan serves every value; `in_order` where it is the
+    first of many in the order of an index.
     """
     settings = {
         "application_name": APPLICATION_NAME,
@@ -70,6 +86,9 @@ async def connect(
     }
     if plans_once:
         settings["plan_cache_mode"] = "force_generic_plan"
+    if in_order:
+        # A bitmap costs little in a small table, and reads all that an index has before it gives the first.
+        settings["enable_bitmapscan"] = "off"
     if not waits_for_disk:
         settings["synchronous_commit"] = "off"
     seconds = COMMAND_SECONDS if seconds is None else seconds

@@ -74,7 +74,7 @@ _COMMIT_STEPS = f"""
 """
 
 # The same for one run, which is what a process without much to do commits: the arguments are no lists.
-_ME = """
+OWN_LEASE = """
     WITH me AS MATERIALIZED (
         SELECT id FROM agentflow_worker
         WHERE id = $1 AND epoch = $2 AND reaped_at IS NULL
@@ -122,7 +122,7 @@ _SEND_SIGNAL = """
 """
 
 _START_RUN = f"""
-    {_ME},
+    {OWN_LEASE},
     begun AS MATERIALIZED (
         SELECT id FROM me WHERE NOT EXISTS (
             SELECT 1 FROM agentflow_function f WHERE f.app = $4 AND f.id = $5 AND f.paused_at IS NOT NULL
@@ -150,7 +150,7 @@ _START_RUN = f"""
 """
 
 _FINISH_RUN = f"""
-    {_ME},
+    {OWN_LEASE},
     ended AS (
         UPDATE agentflow_run r
         SET status = $5::int, ready_at = {NEVER}, owner = NULL, blocked_on = NULL, reason = $8, ended_at = $10

@@ -210,6 +210,8 @@ class NewRun(NamedTuple):
     """Its admission can only be known where its function is: the worker that claims it says."""
     start_by: Micros | None = None
     """When it has to have begun."""
+    started_by: str | None = None
+    """Who started it, where that is known."""
 
 
 class NewEvent(NamedTuple):
@@ -278,6 +280,32 @@ class ModelCall(NamedTuple):
     cost: str | None = None
     """A decimal number of US dollars; `None` when the model's price is not known."""
     price_version: str | None = None
+    error: str | None = None
+    """Why it failed or is in doubt; `None` also when its worker died."""
+
+
+class AuditEntry(NamedTuple):
+    """Who did what; `chain` is the hash of the entry and of the `chain` of the one before."""
+
+    n: int
+    at: Micros
+    who: str
+    what: str
+    subject: str
+    digest: str | None
+    before: str | None
+    after: str | None
+    chain: str
+
+
+class StoredMessage(NamedTuple):
+    """A message of a thread, and which turn of which run it is of."""
+
+    n: int
+    turn: int
+    run_id: str
+    data: Json
+    created_at: Micros
 
 
 class Chunk(NamedTuple):
@@ -336,6 +364,15 @@ class ClaimedRun:
     """What its worker has to find out before it may begin."""
 
 
+class Reclaimed(NamedTuple):
+    """What is new of a run that was taken up again where it left memory."""
+
+    epoch: int
+    mail: int
+    steps: tuple[StoredStep, ...]
+    """What was delivered meanwhile, numbered."""
+
+
 class Origin(NamedTuple):
     """What a run was started with: what a rerun needs of it, and what never changes."""
 
@@ -386,7 +423,8 @@ class Prune(NamedTuple):
 
 
 class PruneLoose(NamedTuple):
-    """Remove up to `most` events that are as old and started no run that is left; with the last of them, old keys."""
+    """Remove up to `most` events that are as old and started no run that is left, and threads on which nothing was said
+    since; with the last of them, old keys."""
 
     before: Micros
     now: Micros
@@ -463,6 +501,64 @@ class WithdrawWait(NamedTuple):
     now: Micros
 
 
+class BeginTurn(NamedTuple):
+    """Take a place on a thread for the turn with this key, and the thread itself when nobody is before it."""
+
+    run: RunKey
+    app: str
+    thread: str
+    key: str
+    """Of the step that begins it; what stands before its last slash, the keys of the turn's other steps begin with."""
+    now: Micros
+
+
+class TurnEnd(NamedTuple):
+    """What a turn leaves on its thread: all of its messages, or none where it failed."""
+
+    app: str
+    thread: str
+    key: str
+    messages: tuple[tuple[str, Json], ...] = ()
+    """(role, the message)"""
+    expected_n: int = 0
+    """The number that the first of them has unless somebody else wrote meanwhile."""
+    summary: str | None = None
+    """Stands for every message below `summary_upto`, from now on."""
+    summary_upto: int = 0
+
+
+class EndTurn(NamedTuple):
+    """Store a step's outcome and, in the same transaction, what its turn leaves on the thread; the next one may have
+    it. A step that has its outcome already changes nothing."""
+
+    run: RunKey
+    step: StoredStep
+    turn: TurnEnd
+
+
+class ForgetThread(NamedTuple):
+    """Remove a thread's messages, and the thread. Turns under way end on an empty one."""
+
+    app: str
+    thread: str
+
+
+class MarkEffect(NamedTuple):
+    """Note that a step's effect is about to happen. Played again by the same attempt it gives the same answer."""
+
+    run: RunKey
+    key: str
+    attempt: int
+    now: Micros
+
+
+class UnmarkEffect(NamedTuple):
+    """The effect has not happened: the step itself says so."""
+
+    run: RunKey
+    key: str
+
+
 class RecordAttempt(NamedTuple):
     """Store a failed attempt and when the next one is due."""
 
@@ -475,6 +571,13 @@ class WriteModelCall(NamedTuple):
     """Insert or update a row of the ledger, by (run, key, attempt)."""
 
     run: RunKey
+    call: ModelCall
+
+
+class EndAbandonedCall(NamedTuple):
+    """Enter the end of a job whose run has ended without it; a row that has an end already stands."""
+
+    run_id: str
     call: ModelCall
 
 
@@ -663,6 +766,7 @@ Operation = (
     | WithdrawWait
     | RecordAttempt
     | WriteModelCall
+    | EndAbandonedCall
     | Adopt
     | Suspend
     | Release
@@ -683,6 +787,11 @@ Operation = (
     | BeginModelCall
     | SettleModelCall
     | SlowModelCalls
+    | BeginTurn
+    | EndTurn
+    | ForgetThread
+    | MarkEffect
+    | UnmarkEffect
 )
 
 # ------------------------------------------------------------------------------------------------ outcomes
@@ -833,6 +942,37 @@ class NotBefore(NamedTuple):
     """`requests`, `tokens` or `paused`."""
 
 
+class TurnBegun(NamedTuple):
+    """The thread is this turn's: what was said on it, from `first_n` on; the next message will be `next_n`."""
+
+    next_n: int
+    first_n: int
+    summary: str | None
+    messages: tuple[Json, ...]
+
+
+class ThreadTaken(NamedTuple):
+    """Another turn has the thread, or came before: ask again at this instant, or when woken."""
+
+    at: Micros
+    run_id: str
+    key: str
+    is_deadlock: bool
+    """Whether that turn waits for this one."""
+
+
+class Forgotten(NamedTuple):
+    """How many messages were removed; `None`: there is no such thread."""
+
+    messages: int | None
+
+
+class AlreadyMarked(NamedTuple):
+    """An earlier attempt has begun the effect, and nobody knows how it ended."""
+
+    at: Micros
+
+
 Outcome = (
     Fenced
     | Done
@@ -854,6 +994,10 @@ Outcome = (
     | Ticked
     | Pruned
     | NotBefore
+    | TurnBegun
+    | ThreadTaken
+    | Forgotten
+    | AlreadyMarked
 )
 
 # --------------------------------------------------------------------------------------------------- hints
@@ -937,15 +1081,22 @@ class Queries(Protocol):
     async def list_approvals(
         self,
         *,
+        now: Micros = 0,
         status: str | None = None,
         run: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[ApprovalRequest]:
-        """Oldest first."""
+        """Oldest first, each with those who may decide at `now`."""
         ...
 
-    async def get_approval(self, approval_id: str) -> ApprovalRequest | None: ...
+    async def get_approval(self, approval_id: str, *, now: Micros = 0) -> ApprovalRequest | None: ...
+
+    async def list_audit(
+        self, *, subject: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[AuditEntry]:
+        """Oldest first."""
+        ...
 
     async def list_events(
         self, *, name: str | None = None, limit: int = 50, cursor: str | None = None
@@ -966,8 +1117,19 @@ class Queries(Protocol):
         tag: str | None = None,
         agent: str | None = None,
         since: Micros | None = None,
+        thread: tuple[str, str] | None = None,
     ) -> list[tuple[str, ModelCall]]:
-        """(run id, call) of the run and its descendants, oldest first."""
+        """(run id, call) of the run and its descendants, or of the turns of a thread (app, id), oldest first."""
+        ...
+
+    async def list_messages(
+        self, app: str, thread: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[StoredMessage] | None:
+        """A thread's messages, the oldest first; `None`: there is no such thread."""
+        ...
+
+    async def list_abandoned_calls(self, *, app: str, limit: int = 50) -> list[tuple[str, ModelCall]]:
+        """(run id, call) of the jobs at providers whose runs have ended without them."""
         ...
 
 
@@ -1021,6 +1183,13 @@ class Store(Protocol):
 
     def heartbeat(self) -> Heartbeat:
         """A new connection for a worker's heartbeat thread."""
+        ...
+
+    async def reclaim(
+        self, worker_id: str, *, epoch: int, last: RunKey, next_seq: int, now: Micros
+    ) -> Reclaimed | None:
+        """Take a ready run that nobody has had since it left memory under the key `last`, and number what was delivered
+        to it from `next_seq` on. `None`, and nothing is changed: it is not so, or a claim has to look closely."""
         ...
 
     async def claim(

@@ -11,7 +11,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, event, func, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    event,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.approvals import ApprovalRequest
@@ -20,8 +32,19 @@ from agentflow.events import EventRecord
 from agentflow.keys import CANCELLED
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
-from agentflow.store.protocol import CANCEL_KIND, FunctionInfo, Micros, ModelCall, Origin, Status
+from agentflow.store.protocol import (
+    CANCEL_KIND,
+    AuditEntry,
+    FunctionInfo,
+    Micros,
+    ModelCall,
+    Origin,
+    Status,
+    StoredMessage,
+)
+from agentflow.store.rows import RunRow, table_of
 from agentflow.store.statements import (
+    IS_SUBMITTED,
     MODEL_CALL_COLUMNS,
     approval,
     attempt,
@@ -35,6 +58,9 @@ from agentflow.store.statements import (
     wait,
 )
 from agentflow.store.statements import event as event_columns
+from agentflow.store.statements_audit import audit
+from agentflow.store.statements_threads import message, turn
+from agentflow.store.statements_threads import thread as thread_columns
 
 _RUN_COLUMNS = (
     run.id,
@@ -203,14 +229,29 @@ class SqlQueries:
 
     async def list_stream(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[StreamItem]:
         limit = _checked(limit)
+        # How far both tables are read is asked in one statement: what is committed between the two that follow
+        # would else show a later item of the one without an earlier item of the other, which nobody asks for again.
+        last = union_all(
+            select(func.max(step.seq).label("seq")).where(step.run_id == run_id),
+            select(func.max(chunk.seq)).where(chunk.run_id == run_id),
+        ).subquery()
+        upto = max(
+            [row["seq"] or 0 for row in await self._rows(select(func.max(last.c.seq).label("seq")))],
+            default=0,
+        )
+        if upto <= after:
+            return []
         steps = await self._rows(
             select(*_STEP_COLUMNS)
-            .where(step.run_id == run_id, step.seq > after)
+            .where(step.run_id == run_id, step.seq > after, step.seq <= upto)
             .order_by(step.seq)
             .limit(limit)
         )
         chunks = await self._rows(
-            select(*chunk).where(chunk.run_id == run_id, chunk.seq > after).order_by(chunk.seq).limit(limit)
+            select(*chunk)
+            .where(chunk.run_id == run_id, chunk.seq > after, chunk.seq <= upto)
+            .order_by(chunk.seq)
+            .limit(limit)
         )
         items = [records.step_item(row) for row in steps] + [records.chunk_item(row) for row in chunks]
         return sorted(items, key=lambda item: item.seq)[:limit]
@@ -245,7 +286,13 @@ class SqlQueries:
     # ------------------------------------------------------------------------------ approvals and events
 
     async def list_approvals(
-        self, *, status: str | None = None, run: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        now: Micros = 0,
+        status: str | None = None,
+        run: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> Page[ApprovalRequest]:
         chosen = select(*approval)
         if status is not None:
@@ -255,11 +302,20 @@ class SqlQueries:
         rows, after = await self._page(
             chosen, (approval.requested_at, approval.id), limit, cursor, newest_first=False
         )
-        return _as_page([records.shown_approval(row) for row in rows], after)
+        return _as_page([records.shown_approval(row, now) for row in rows], after)
 
-    async def get_approval(self, approval_id: str) -> ApprovalRequest | None:
+    async def get_approval(self, approval_id: str, *, now: Micros = 0) -> ApprovalRequest | None:
         rows = await self._rows(select(*approval).where(approval.id == approval_id))
-        return records.shown_approval(rows[0]) if rows else None
+        return records.shown_approval(rows[0], now) if rows else None
+
+    async def list_audit(
+        self, *, subject: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[AuditEntry]:
+        chosen = select(*audit)
+        if subject is not None:
+            chosen = chosen.where(audit.subject == subject)
+        rows, after = await self._page(chosen, (audit.n, audit.chain), limit, cursor, newest_first=False)
+        return _as_page([AuditEntry(**row) for row in rows], after)
 
     async def list_events(
         self, *, name: str | None = None, limit: int = 50, cursor: str | None = None
@@ -284,6 +340,18 @@ class SqlQueries:
             chosen = chosen.where(function.app == app)
         return [FunctionInfo(**row) for row in await self._rows(chosen)]
 
+    async def list_abandoned_calls(self, *, app: str, limit: int = 50) -> list[tuple[str, ModelCall]]:
+        chosen = (
+            select(model_call.run_id, *MODEL_CALL_COLUMNS)
+            .join(table_of(RunRow), run.id == model_call.run_id)
+            .where(IS_SUBMITTED, run.app == app, run.status >= Status.COMPLETED)
+            .limit(limit)
+        )
+        return [
+            (row["run_id"], ModelCall(**{column.key: row[column.key] for column in MODEL_CALL_COLUMNS}))
+            for row in await self._rows(chosen)
+        ]
+
     async def list_model_calls(
         self,
         *,
@@ -291,6 +359,7 @@ class SqlQueries:
         tag: str | None = None,
         agent: str | None = None,
         since: Micros | None = None,
+        thread: tuple[str, str] | None = None,
     ) -> list[tuple[str, ModelCall]]:
         chosen = select(model_call.run_id, *MODEL_CALL_COLUMNS)
         if run is not None:
@@ -302,6 +371,8 @@ class SqlQueries:
             chosen = chosen.where(model_call.run_id.in_(tagged))
         if agent is not None:
             chosen = chosen.where(model_call.agent == agent)
+        if thread is not None:
+            chosen = chosen.where(_in_turns_of(*thread))
         if since is not None:
             chosen = chosen.where(model_call.started_at >= since)
         ordered = chosen.order_by(
@@ -311,6 +382,19 @@ class SqlQueries:
             (row["run_id"], ModelCall(**{column.key: row[column.key] for column in MODEL_CALL_COLUMNS}))
             for row in await self._rows(ordered)
         ]
+
+    async def list_messages(
+        self, app: str, thread: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[StoredMessage] | None:
+        known = await self._rows(
+            select(thread_columns.id).where(thread_columns.app == app, thread_columns.id == thread)
+        )
+        if not known:
+            return None
+        shown = (message.n, message.turn, message.run_id, message.data, message.created_at)
+        chosen = select(*shown).where(message.app == app, message.thread_id == thread)
+        rows, after = await self._page(chosen, (message.n, message.run_id), limit, cursor, newest_first=False)
+        return _as_page([StoredMessage(**row) for row in rows], after)
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -422,6 +506,26 @@ def _descendants(run_id: str) -> Select[Any]:
     child = run.id.table.alias("child")
     tree = tree.union_all(select(child.c.id).where(child.c.parent_id == tree.c.id))
     return select(tree.c.id)
+
+
+def _in_turns_of(app: str, thread: str) -> ColumnElement[bool]:
+    """Model calls of a thread's turns, and of the runs that these invoked."""
+    of_thread = and_(turn.app == app, turn.thread_id == thread)
+    own = exists().where(of_thread, turn.run_id == model_call.run_id, _is_within(model_call.key, turn.scope))
+    invoked = (
+        select(run.id)
+        .join_from(run.id.table, turn.run_id.table, turn.run_id == run.parent_id)
+        .where(of_thread, _is_within(run.parent_key, turn.scope))
+        .cte("invoked", recursive=True)
+    )
+    child = run.id.table.alias("child")
+    invoked = invoked.union_all(select(child.c.id).where(child.c.parent_id == invoked.c.id))
+    return or_(own, model_call.run_id.in_(select(invoked.c.id)))
+
+
+def _is_within(key: ColumnElement[Any], scope: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a step's key begins with a turn's."""
+    return func.substr(key, 1, func.length(scope)) == scope
 
 
 def _as_page(items: list[Any], cursor: str | None) -> Page[Any]:

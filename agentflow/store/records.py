@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agentflow.approvals import ApprovalRequest, ApprovalStatus, GivenDecision
+from agentflow.approvals import ApprovalRequest, ApprovalRules, ApprovalStatus, GivenDecision
 from agentflow.clock import NEVER, to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
@@ -194,10 +194,10 @@ def event_record(row: Row) -> EventRecord:
     )
 
 
-def shown_approval(row: Row) -> ApprovalRequest:
+def shown_approval(row: Row, now: int) -> ApprovalRequest:
     """An approval for a list: one that cannot be decoded shows so, and nobody can decide it."""
     try:
-        return approval_request(row)
+        return approval_request(row, now)
     except InvalidInput as broken:
         return ApprovalRequest(
             id=row["id"],
@@ -214,9 +214,11 @@ def shown_approval(row: Row) -> ApprovalRequest:
         )
 
 
-def approval_request(row: Row) -> ApprovalRequest:
-    """An approval as a person sees it. Raises `InvalidInput` for a row that cannot be decoded."""
+def approval_request(row: Row, now: int) -> ApprovalRequest:
+    """An approval as a person sees it at that instant: with those who may decide then. Raises `InvalidInput` for a row
+    that cannot be decoded."""
     try:
+        rules = ApprovalRules.model_validate_json(row["policy"])
         given = [{name: decision[name] for name in _GIVEN} for decision in json.loads(row["decisions"])]
         return ApprovalRequest(
             id=row["id"],
@@ -228,7 +230,7 @@ def approval_request(row: Row) -> ApprovalRequest:
             args=decode(row["args"]),
             args_digest=row["args_digest"],
             status=ApprovalStatus(row["status"]),
-            approvers=_texts(row["approvers"]),
+            approvers=rules.approvers(_texts(row["approvers"]), now=now),
             min_approvals=row["min_approvals"],
             decisions=tuple(GivenDecision(**{**one, "at": _moment(one["at"])}) for one in given),
             edited_args=decode(row["edited_args"]),

@@ -13,12 +13,18 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
 from agentflow.clock import NEVER
+from agentflow.store.poison import POISONED, SUSPECT
 
 CLAIMABLE = text("status IN (0, 2, 3)")
 """Queued, sleeping or waiting. Literal constants: with bind parameters SQLite would not use the partial index."""
 
+SUSPECTED = text(f"(CASE WHEN crash_count >= {SUSPECT} AND crash_count < {POISONED} THEN 1 ELSE 0 END)")
+"""1 for a run of which a worker executes one at a time, else 0."""
+
 RUNNING = text("status = 1")
 BUFFERED = text("state = 0")
+OPEN_TURN = text("ended_at IS NULL")
+SUBMITTED = text("state = 'submitted'")
 
 
 class Base(SQLModel, registry=registry(metadata=MetaData())):
@@ -77,8 +83,16 @@ class RunRow(Base, table=True):
     __tablename__ = "agentflow_run"
     # Names a run's row changes often leave room on the page, so that an update stays on it (PostgreSQL HOT).
     __table_args__: ClassVar[Any] = (
+        # Each function is a stream of its own, so that a claim passes over none that it may not take.
         Index(
-            "agentflow_run_claim", "app", "ready_at", "id", sqlite_where=CLAIMABLE, postgresql_where=CLAIMABLE
+            "agentflow_run_claim",
+            "app",
+            SUSPECTED,
+            "function",
+            "ready_at",
+            "id",
+            sqlite_where=CLAIMABLE,
+            postgresql_where=CLAIMABLE,
         ),
         Index("agentflow_run_owner", "owner", sqlite_where=RUNNING, postgresql_where=RUNNING),
         Index("agentflow_run_created", "created_at", "id"),
@@ -136,6 +150,7 @@ class RunIoRow(Base, table=True):
     input: str = _text()
     trigger: str | None = _maybe_text()
     tags: str | None = _maybe_text()
+    started_by: str | None = _maybe_text()
     output: str | None = _maybe_text()
     error: str | None = _maybe_text()
     parent_error: str | None = _maybe_text()
@@ -197,13 +212,15 @@ class StepAttemptRow(Base, table=True):
 
 
 class EffectMarkRow(Base, table=True):
-    """An effect that may happen once is about to happen."""
+    """An effect that may happen once is about to happen, in that attempt of its step."""
 
     __tablename__ = "agentflow_effect_mark"
     __table_args__: ClassVar[Any] = _CLUSTERED
 
     run_id: str = _key()
     key: str = _key()
+    epoch: int = _big()
+    attempt: int = Field()
     marked_at: int = _big()
 
 
@@ -324,7 +341,11 @@ class ModelCallRow(Base, table=True):
     """The ledger: one request to a model provider."""
 
     __tablename__ = "agentflow_model_call"
-    __table_args__: ClassVar[Any] = (Index("agentflow_model_call_started", "started_at"), _CLUSTERED)
+    __table_args__: ClassVar[Any] = (
+        Index("agentflow_model_call_started", "started_at"),
+        Index("agentflow_model_call_submitted", "run_id", sqlite_where=SUBMITTED, postgresql_where=SUBMITTED),
+        _CLUSTERED,
+    )
 
     run_id: str = _key()
     key: str = _key()
@@ -345,6 +366,7 @@ class ModelCallRow(Base, table=True):
     reasoning_tokens: int | None = _maybe_big()
     cost: str | None = _maybe_text()
     price_version: str | None = _maybe_text()
+    error: str | None = _maybe_text()
 
 
 class StreamChunkRow(Base, table=True):
@@ -485,25 +507,55 @@ class BudgetRow(Base, table=True):
 
 
 class ThreadRow(Base, table=True):
-    """A conversation that spans runs."""
+    """A conversation that spans runs. `summary` stands for its messages below `summary_upto`."""
 
     __tablename__ = "agentflow_thread"
 
     app: str = _key()
     id: str = _key()
     next_n: int = _big(0)
+    next_turn: int = _big(0)
+    summary: str | None = _maybe_text()
+    summary_upto: int = _big(0)
     created_at: int = _big()
     updated_at: int = _big()
+
+
+class TurnRow(Base, table=True):
+    """A turn on a thread: the one with the lowest `n` that has not ended, of a run that has not, has the thread.
+
+    `key` is that of the step that began it; the keys of its other steps begin with `scope`.
+    """
+
+    __tablename__ = "agentflow_turn"
+    __table_args__: ClassVar[Any] = (
+        Index("agentflow_turn_thread", "app", "thread_id"),
+        Index(
+            "agentflow_turn_open", "app", "thread_id", "n", sqlite_where=OPEN_TURN, postgresql_where=OPEN_TURN
+        ),
+        _CLUSTERED,
+    )
+
+    run_id: str = _key()
+    key: str = _key()
+    scope: str = _text()
+    app: str = _text()
+    thread_id: str = _text()
+    n: int = _big()
+    asked_at: int = _big()
+    ended_at: int | None = _maybe_big()
 
 
 class MessageRow(Base, table=True):
     """A message of a thread."""
 
     __tablename__ = "agentflow_message"
+    __table_args__: ClassVar[Any] = _CLUSTERED
 
     app: str = _key()
     thread_id: str = _key()
     n: int = Field(primary_key=True, sa_type=BigInteger)
+    turn: int = _big()
     run_id: str = _text()
     role: str = _text()
     data: str = _text()

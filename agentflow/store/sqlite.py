@@ -17,6 +17,7 @@ from agentflow.errors import ConfigurationError
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.hints import Hints
 from agentflow.store.operations_gates import TendLanes
+from agentflow.store.operations_reclaim import Reclaim
 from agentflow.store.operations_workers import (
     Claim,
     ListMail,
@@ -37,6 +38,8 @@ from agentflow.store.protocol import (
     Micros,
     Operation,
     Queries,
+    Reclaimed,
+    RunKey,
 )
 from agentflow.store.queries import SqlQueries, sqlite_engine
 from agentflow.store.sqlite_backend import Lease, SqliteBackend, connect, monotonic_micros
@@ -139,6 +142,17 @@ class SqliteStore:
 
     def heartbeat(self) -> SqliteHeartbeat:
         return SqliteHeartbeat(self._path, self._leases)
+
+    async def reclaim(
+        self, worker_id: str, *, epoch: int, last: RunKey, next_seq: int, now: Micros
+    ) -> Reclaimed | None:
+        point("before_claim")
+        lease = self._leases.get(worker_id)
+        if lease is None or lease.epoch != epoch:
+            return None
+        found: Reclaimed | None = await self._submit(Reclaim(last, worker_id, next_seq, now))
+        point("after_claim")
+        return found
 
     async def claim(
         self,

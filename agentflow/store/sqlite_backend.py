@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from agentflow.store.plan import Plan
 from agentflow.store.protocol import CommitStep, Done, Hint, HintKind
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_runs, start_runs
-from agentflow.store.statement import Bundle
+from agentflow.store.statement import Bundle, Statement
 from agentflow.store.transaction import Transaction, Work
 
 logger = logging.getLogger("agentflow.store")
@@ -155,11 +155,15 @@ class SqliteBackend:
         try:
             statement, params = next(work)
             while True:
-                if isinstance(statement, Bundle):
+                if statement.only_postgres:
+                    rows = []
+                elif not isinstance(params, Mapping):
+                    assert isinstance(statement, Statement), "reads are asked for once"
+                    text, arguments = statement.sqlite
+                    rows = self._connection.executemany(text, map(arguments, params)).fetchall()
+                elif isinstance(statement, Bundle):
                     reads = [each.sqlite for each in statement.reads]
                     rows = [execute(text, arguments(params)).fetchall() for text, arguments in reads]
-                elif statement.only_postgres:
-                    rows = []
                 else:
                     text, arguments = statement.sqlite
                     rows = execute(text, arguments(params)).fetchall()

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Integer,
+    Text,
     and_,
     case,
     delete,
@@ -106,6 +107,7 @@ MODEL_CALL_COLUMNS = (
     model_call.reasoning_tokens,
     model_call.cost,
     model_call.price_version,
+    model_call.error,
 )
 _RUN_STATE = (
     run.owner,
@@ -387,6 +389,20 @@ def _upsert_model_call(d: Flavour) -> Any:
 
 
 UPSERT_MODEL_CALL = Statement(_upsert_model_call)
+IS_SUBMITTED = model_call.state == raw("'submitted'", Text)
+"""A literal: with a parameter SQLite would not use the partial index."""
+END_ABANDONED_CALL = Statement(
+    lambda _: (
+        update(table_of(ModelCallRow))
+        .values(state=text("becomes"), ended_at=big("now"), error=text("why"))
+        .where(
+            model_call.run_id == text("run"),
+            model_call.key == text("step"),
+            model_call.attempt == big("number"),
+            IS_SUBMITTED,
+        )
+    )
+)
 
 # -------------------------------------------------------------------------------------------------------- waits
 
@@ -484,6 +500,13 @@ INSERT_SIGNAL = Statement(
 # ---------------------------------------------------------------------------------------------------- approvals
 
 APPROVAL_COLUMNS = tuple(approval)
+READ_STARTER = Statement(
+    lambda _: (
+        select(run_io.started_by)
+        .join_from(_RUN, _RUN_IO, run_io.run_id == run.root_id)
+        .where(run.id == text("id"))
+    )
+)
 INSERT_APPROVAL = Statement(lambda d: d.insert(table_of(ApprovalRow)).on_conflict_do_nothing())
 READ_APPROVAL_RUN = Statement(lambda _: select(approval.run_id).where(approval.id == text("id")))
 READ_APPROVAL = Statement(

@@ -25,6 +25,7 @@ from agentflow.store.rows import (
     StepAttemptRow,
     StepRow,
     StreamChunkRow,
+    TurnRow,
     WaitRow,
     table_of,
 )
@@ -69,6 +70,7 @@ DELETE_OF_RUNS = tuple(
         StreamChunkRow,
         EventRunRow,
         JoinedRow,
+        TurnRow,
         RunIoRow,
     )
 )

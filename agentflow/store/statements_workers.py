@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
     Integer,
-    and_,
     case,
     delete,
     exists,
     func,
-    not_,
     null,
     or_,
     select,
@@ -21,10 +17,8 @@ from sqlalchemy import (
 )
 from sqlalchemy import literal_column as raw
 
-from agentflow.clock import NEVER
-from agentflow.store.poison import POISONED, SUSPECT
 from agentflow.store.protocol import CANCEL_KIND
-from agentflow.store.rows import CLAIMABLE, RunRow, WaitRow, WorkerRow, table_of
+from agentflow.store.rows import RunRow, WaitRow, WorkerRow, table_of
 from agentflow.store.statement import Bundle, Flavour, Statement, big, small, text
 from agentflow.store.statements import (
     MODEL_CALL_COLUMNS,
@@ -40,43 +34,14 @@ from agentflow.store.statements import (
     wait,
     worker,
 )
+from agentflow.store.statements_ready import next_ready, ready
 
 _RUN, _WAIT = table_of(RunRow), table_of(WaitRow)
 _OF_STEPS = wait.kind != raw(f"'{CANCEL_KIND}'")
-_OTHER = _RUN.alias("other")
-
-
-def _claimable(d: Flavour) -> ColumnElement[bool]:
-    paused = select(function.id).where(function.app == text("app"), function.paused_at.is_not(None))
-    return and_(
-        run.app == text("app"), CLAIMABLE, d.among(run.function, "functions"), run.function.not_in(paused)
-    )
-
-
-def _is_suspect(crash_count: Any) -> ColumnElement[bool]:
-    return and_(crash_count >= raw(str(SUSPECT), Integer), crash_count < raw(str(POISONED), Integer))
-
-
-def _has_suspect() -> ColumnElement[bool]:
-    """Whether the claiming worker executes a suspect now."""
-    return exists().where(
-        _OTHER.c.owner == text("by"), _OTHER.c.status == raw("1", Integer), _is_suspect(_OTHER.c.crash_count)
-    )
 
 
 def _claim(d: Flavour) -> Any:
-    ready = (
-        select(run.id)
-        .where(
-            _claimable(d),
-            run.ready_at <= big("now"),
-            or_(not_(_is_suspect(run.crash_count)), not_(_has_suspect())),
-        )
-        .order_by(run.ready_at, run.id)
-        .limit(big("limit"))
-        .with_for_update(skip_locked=True)
-        .cte("ready")
-    )
+    taken = select(ready(d).c.id)
     return (
         update(_RUN)
         .values(
@@ -91,7 +56,10 @@ def _claim(d: Flavour) -> Any:
             # Why it stood still is over; why it is to be cancelled is not.
             reason=case((run.cancel_at.is_not(None), run.reason)),
         )
-        .where(run.id == ready.c.id)
+        # On PostgreSQL an array, or a plan made for few runs would join these with all there are.
+        .where(
+            run.id == func.any(func.array(taken.scalar_subquery())) if d.is_postgres else run.id.in_(taken)
+        )
         .returning(
             run.id,
             run.epoch,
@@ -116,6 +84,25 @@ def _claim(d: Flavour) -> Any:
 
 
 CLAIM_RUNS = Statement(_claim)
+RECLAIM_RUN = Statement(
+    lambda _: (
+        update(_RUN)
+        .values(status=raw("1", Integer), owner=text("by"), epoch=run.epoch + 1, reason=null())
+        .where(
+            run.id == text("run"),
+            run.epoch == big("at_epoch"),
+            run.status == raw("0", Integer),
+            run.ready_at <= big("now"),
+            run.cancel_at.is_(None),
+            run.crash_count == raw("0", Integer),
+            run.blocked_on.is_(None),
+            ~exists().where(
+                function.app == run.app, function.id == run.function, function.paused_at.is_not(None)
+            ),
+        )
+        .returning(run.epoch, run.mail)
+    )
+)
 READ_INPUTS = Statement(
     lambda d: select(run_io.run_id, run_io.input, run_io.trigger, run_io.tags).where(
         d.among(run_io.run_id, "ids")
@@ -158,18 +145,19 @@ READ_LAST_CHUNKS_OF = Statement(
         select(chunk.run_id, func.max(chunk.seq)).where(d.among(chunk.run_id, "ids")).group_by(chunk.run_id)
     )
 )
-READ_JOURNALS_OF = Bundle(
-    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF
-)
-"""All that a run needs to go on, but for its steps: those are many, and quicker read as rows."""
-NEXT_READY = Statement(
+FEW_STEPS = 64
+_READ_FEW_STEPS_OF = Statement(
     lambda d: (
-        select(run.ready_at)
-        .where(_claimable(d), run.ready_at < raw(str(NEVER), BigInteger))
-        .order_by(run.ready_at)
-        .limit(1)
+        select(step.run_id, *STEP_COLUMNS)
+        .where(d.among(step.run_id, "ids"))
+        .limit(raw(str(FEW_STEPS + 1), Integer))
     )
 )
+READ_JOURNALS_OF = Bundle(
+    READ_INPUTS, READ_WAITS_OF, READ_ATTEMPTS_OF, READ_OPEN_CALLS_OF, READ_LAST_CHUNKS_OF, _READ_FEW_STEPS_OF
+)
+"""All that a run needs to go on; the steps only if they are few: many are quicker read as rows."""
+NEXT_READY = Statement(next_ready)
 LIST_MAIL = Statement(
     lambda _: (
         select(run.id, run.mail, run.cancel_at)

@@ -6,7 +6,7 @@ sent the rows. The SQLite and the PostgreSQL driver run the same generators.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from agentflow.store import statements as sql
@@ -16,7 +16,9 @@ from agentflow.store.statement import Bundle, Params, Statement
 T = TypeVar("T")
 
 Rows = list[Any]
-Work = Generator[tuple[Statement | Bundle, Params], Rows, T]
+Work = Generator[tuple[Statement | Bundle, Params | Sequence[Params]], Rows, T]
+"""What asks for one statement after the other and is sent its rows. With a list of parameters the statement is carried
+out for each of them, and no rows come back: on PostgreSQL that is one round trip."""
 
 
 class Transaction:

@@ -12,7 +12,6 @@ import contextvars
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -31,6 +30,7 @@ from agentflow.store.batches import (
 )
 from agentflow.store.operations import weight_of
 from agentflow.store.protocol import Hint
+from agentflow.turns import ends_turn_of
 
 logger = logging.getLogger("agentflow.store")
 
@@ -78,7 +78,7 @@ class Writer:
         """What was submitted in this turn of the loop."""
         self._at_the_thread = 0
         self._pace = _Pace()
-        self._is_alone: Callable[[], bool] = lambda: False
+        self._ends_turn: Callable[[], bool] = lambda: False
         """Whether nothing else is to run in this turn of the loop, that could have something to write."""
         self._held_up = 0.0
         """Seconds that commits on the spot have taken since the loop last had its turn."""
@@ -96,7 +96,7 @@ class Writer:
     async def start(self) -> None:
         """Connect, in the writer's thread."""
         self._loop = asyncio.get_running_loop()
-        self._is_alone = _is_alone_in(self._loop)
+        self._ends_turn = ends_turn_of(self._loop)
         self._ready = self._loop.create_future()
         self._ended = self._loop.create_future()
         self._thread.start()
@@ -111,7 +111,7 @@ class Writer:
         submission = Submission(operation, future)
         if self._waiting:
             self._waiting.append(submission)
-        elif self._held_up < QUICK_SECONDS and not self._at_the_thread and self._is_alone():
+        elif self._held_up < QUICK_SECONDS and not self._at_the_thread and self._ends_turn():
             self._commit_here([submission])
         else:
             loop.call_soon(self._flush)
@@ -301,12 +301,6 @@ class _Pace:
         """A batch went to the thread."""
         if self._pause:
             self._pause -= 1
-
-
-def _is_alone_in(loop: asyncio.AbstractEventLoop) -> Callable[[], bool]:
-    """Whether the callback that runs is the last one of its turn. A loop that does not say so is never taken for it."""
-    ready = getattr(loop, "_ready", None)
-    return (lambda: not ready) if isinstance(ready, deque) else (lambda: False)
 
 
 def _is_small(batch: list[Submission]) -> bool:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agentflow.testing.cassettes import meter, scrubbed_vcr_config
     from agentflow.testing.contracts import provider_contract
     from agentflow.testing.crashes import crash_after
+    from agentflow.testing.provider_jobs import Job
     from agentflow.testing.provider_server import BrokenStream, Cut, HttpError, Stall, fake_provider
     from agentflow.testing.scripted import FunctionModel, ScriptedModel
 
@@ -23,6 +24,7 @@ _PLACES = {
     "block_models": "agentflow.models.registry",
     "BrokenStream": "agentflow.testing.provider_server",
     "Cut": "agentflow.testing.provider_server",
+    "Job": "agentflow.testing.provider_jobs",
     "HttpError": "agentflow.testing.provider_server",
     "Stall": "agentflow.testing.provider_server",
     "crash_after": "agentflow.testing.crashes",
@@ -40,6 +42,7 @@ __all__ = [
     "FunctionModel",
     "Harness",
     "HttpError",
+    "Job",
     "ScriptedModel",
     "Stall",
     "block_models",

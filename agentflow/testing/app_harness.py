@@ -64,7 +64,7 @@ class Harness:
                 continue
             found = await worker.tick_now() or await worker.claim_now() or await worker.tend_lanes_now()
             # A commit that was on its way at a crash may have hidden its run from the first reaping.
-            found = found or await worker.reap_now()
+            found = found or await worker.reap_now() or await worker.cancel_jobs_now()
             if not (found or worker.running or worker.begun != begun):
                 return
 

@@ -22,6 +22,7 @@ from agentflow.models.conversation import check_conversation
 from agentflow.models.messages import ToolCall
 from agentflow.models.replies import Reply, decode_reply, encode_reply
 from agentflow.models.response import ModelRequest, ModelResponse
+from agentflow.testing.provider_jobs import Job, Refusal, Shelf
 from agentflow.testing.wire import (
     BadRequest,
     Event,
@@ -72,7 +73,7 @@ class BrokenStream:
 
 
 FakeReply: TypeAlias = (
-    Reply | HttpError | Stall | Cut | BrokenStream | Callable[[ModelRequest], Any | Awaitable[Any]]
+    Reply | HttpError | Stall | Cut | BrokenStream | Job | Callable[[ModelRequest], Any | Awaitable[Any]]
 )
 
 
@@ -110,7 +111,8 @@ class FakeProvider:
     """The server. Use `fake_provider()`.
 
     `base_url` is for all three APIs (with `/v1` and without); `generations` counts the answers generated,
-    `requests` holds what came. `add(...)` extends the script while it runs.
+    `requests` holds what came. `add(...)` extends the script while it runs. `refuses` names what it does not
+    know, as a gateway may not: `"store"`, `"background"`, `"list"`; `shelf` is what it has stored.
     """
 
     def __init__(self, replies: Iterable[FakeReply] | Callable[[ModelRequest], Any]) -> None:
@@ -120,8 +122,9 @@ class FakeProvider:
         self._by_function = replies if callable(replies) else None
         self._replies: list[FakeReply] = [] if callable(replies) else list(replies)
         self._position = 0
-        self._kept: dict[str, Json] = {}
-        self._polls: dict[str, int] = {}
+        self._stuck = 0
+        self.refuses: set[str] = set()
+        self.shelf = Shelf()
         self._changed = threading.Condition()
 
     def add(self, *replies: FakeReply) -> None:
@@ -170,6 +173,11 @@ class FakeProvider:
             check_conversation(asked.messages)
         except (BadRequest, AgentflowError, KeyError, TypeError, ValueError) as error:
             return _json(400, wire.error(400, f"{error}", None))
+        for name in ("background", "store"):
+            if request.body.get(name) and name in self.refuses:
+                told = wire.error(400, f"Unknown parameter: '{name}'.", "unknown_parameter")
+                told["error"]["param"] = name
+                return _json(400, told)
         reply = await self._next_reply(asked)
         match reply:
             case HttpError():
@@ -208,19 +216,37 @@ class FakeProvider:
         return await reply if isawaitable(reply) else reply
 
     def _answer(self, wire: Wire, reply: Reply, asked: ModelRequest, body: Json) -> _Out:
-        response = self._response(reply, asked)
+        if wire is openai_responses and body.get("background"):
+            return self._begin_job(reply if isinstance(reply, Job) else Job(reply), asked, body)
+        if isinstance(reply, Job):
+            reply = reply.reply
+        answer = wire.answer(self._response(reply, asked), body, number=self._count())
+        if wire is openai_chat and body.get("store"):
+            self.shelf.completions.append(answer)
+        return _stream(wire, answer) if body.get("stream") else _json(200, answer)
+
+    def _begin_job(self, job: Job, asked: ModelRequest, body: Json) -> _Out:
+        """Take in a response that is worked on in the background; one that is stuck in the queue is never generated."""
+        is_stuck = job.queued is None
+        response = self._response(job.reply, asked)
+        if is_stuck:
+            self._stuck += 1
+            response = response.model_copy(update={"provider_id": f"resp_stuck_{self._stuck}"})
+        answer = openai_responses.answer(
+            response, body, number=self.generations if is_stuck else self._count()
+        )
+        is_streamed = bool(body.get("stream"))
+        self.shelf.keep_job(job, answer, is_streamed=is_streamed)
+        if not is_streamed:
+            return _json(200, openai_responses.queued(answer))
+        return _events(openai_responses.events(openai_responses.queued(answer) if is_stuck else answer))
+
+    def _count(self) -> int:
+        """The number of a new answer."""
         with self._changed:
             self.generations += 1
-            number = self.generations
             self._changed.notify_all()
-        answer = wire.answer(response, body, number=number)
-        if body.get("store"):
-            self._kept[answer["id"]] = answer
-        if body.get("background"):
-            self._kept[answer["id"]] = answer
-            if not body.get("stream"):
-                return _json(200, openai_responses.queued(answer))
-        return _stream(wire, answer) if body.get("stream") else _json(200, answer)
+            return self.generations
 
     def _response(self, reply: Reply, asked: ModelRequest) -> ModelResponse:
         """The reply as a response, with ids that no other answer of this server has."""
@@ -238,37 +264,30 @@ class FakeProvider:
         return response
 
     def _job(self, id: str, request: FakeRequest) -> _Out:
-        """A background response: queued at the first look, done at the second; its stream from any number
-        on.
-        """
-        answer = self._kept.get(id)
-        if answer is None:
-            return _json(404, openai_responses.error(404, f"Response with id '{id}' not found.", "not_found"))
-        if request.path.endswith("/cancel"):
-            self._kept[id] = answer = {**answer, "status": "cancelled"}
-            return _json(200, answer)
-        if request.query.get("stream") == ["true"]:
-            after = int(request.query.get("starting_after", ["-1"])[0])
-            events = openai_responses.events(answer)
-            return _events([event for event in events if event[1]["sequence_number"] > after])
-        self._polls[id] = self._polls.get(id, 0) + 1
-        if self._polls[id] == 1 and answer["status"] == "completed":
-            return _json(200, openai_responses.queued(answer))
-        return _json(200, answer)
+        """What is asked about a response that is kept."""
+        try:
+            if request.method == "POST" and request.path.endswith("/cancel"):
+                return _json(200, self.shelf.cancel(id))
+            if request.query.get("stream") != ["true"]:
+                return _json(200, self.shelf.look(id))
+            events, cut = self.shelf.stream(id, int(request.query.get("starting_after", ["-1"])[0]))
+        except Refusal as refusal:
+            return _json(refusal.status, openai_responses.error(refusal.status, str(refusal), None))
+        out = _events(events)
+        out.send_share = cut
+        out.delay_seconds = 0.0 if events else None
+        return out
 
     def _found(self, request: FakeRequest) -> _Out:
         """The stored completions with the metadata that the query names."""
+        if "list" in self.refuses:
+            return _json(404, openai_responses.error(404, "unknown path", "not_found"))
         wanted = {
             key.removeprefix("metadata[").removesuffix("]"): values[0]
             for key, values in request.query.items()
             if key.startswith("metadata[")
         }
-        found = [
-            answer
-            for answer in self._kept.values()
-            if answer["object"] == "chat.completion" and wanted.items() <= answer["metadata"].items()
-        ]
-        return _json(200, {"object": "list", "data": found, "has_more": False})
+        return _json(200, {"object": "list", "data": self.shelf.found(wanted), "has_more": False})
 
 
 @asynccontextmanager
@@ -279,7 +298,7 @@ async def fake_provider(
 
     `replies` are given one for each request, in order, by whichever API it comes; or a function of the
     `ModelRequest` makes each. They are those of `ScriptedModel`, and `HttpError`, `Stall`, `Cut`,
-    `BrokenStream`.
+    `BrokenStream`, `Job`.
 
         async with fake_provider(["Hello", HttpError(429, retry_after=1), "Hello again"]) as provider:
             model = OpenAIChat("any", base_url=f"{provider.base_url}/v1", api_key="none")

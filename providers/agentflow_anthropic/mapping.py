@@ -9,6 +9,7 @@ from dataclasses import replace
 from agentflow.errors import InvalidInput
 from agentflow.providers import (
     FinishReason,
+    ImagePart,
     Item,
     Message,
     ModelRequest,
@@ -193,10 +194,21 @@ def _item(part: Part) -> list[Item]:
         case ToolCall():
             return [{"type": "tool_use", "id": part.id, "name": part.name, "input": part.args}]
         case ToolResult():
-            result = {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text}
+            result = {"type": "tool_result", "tool_use_id": part.call_id, "content": _result(part)}
             return [result | {"is_error": True} if part.is_error else result]
         case _:
             return []  # another provider's thinking, which nobody else can read
+
+
+def _result(part: ToolResult) -> str | list[Item]:
+    return [_block(block) for block in part.blocks] or part.text
+
+
+def _block(block: TextPart | ImagePart) -> Item:
+    if isinstance(block, TextPart):
+        return {"type": "text", "text": block.text}
+    source = {"type": "base64", "media_type": block.media_type, "data": block.data}
+    return {"type": "image", "source": source}
 
 
 def _parts(items: Sequence[Item], unreadable: dict[str, str] | None = None) -> list[Part]:

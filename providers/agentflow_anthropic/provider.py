@@ -73,6 +73,7 @@ class Anthropic:
             json_schema=supports_json_schema(model) if json_schema is None else json_schema,
             tools=True,
             streaming=True,
+            asks_again=True,
         )
         self._base_url = base_url
         self._api_key = api_key

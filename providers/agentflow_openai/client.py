@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agentflow.errors import ConfigurationError, ProviderError, Refused
@@ -37,6 +40,10 @@ _NOT_RETRIABLE_CODES = (
 )
 
 
+_REFUSING = frozenset({400, 403, 404, 405, 422, 501})
+_REFUSING_LIST = frozenset({400, 401, 403, 404, 405, 422, 501})
+
+
 class Account:
     """Which server and whose key, and the client for them: the running loop's, made on first use."""
 
@@ -55,6 +62,38 @@ class Account:
             return "openai" not in (self._own_client.base_url.host or "")
         base_url = self._base_url or os.environ.get("OPENAI_BASE_URL")
         return bool(base_url) and "api.openai.com" not in str(base_url)
+
+    @contextmanager
+    def not_refusing(self, *fields: str) -> Iterator[None]:
+        """Raise `ConfigurationError` for an answer of the server that refuses one of these fields of the request."""
+        try:
+            yield
+        except Exception as error:
+            if not _refuses(error, fields):
+                raise
+            raise ConfigurationError(
+                f"{self._ref} refuses {', '.join(fields)}, without which an answer that is lost cannot be found again "
+                f'({error}): billing="recover" and "strict" cannot hold at {self._where}; use "at_least_once" there'
+            ) from error
+
+    @contextmanager
+    def not_refusing_list(self) -> Iterator[None]:
+        """Raise `ConfigurationError` for an answer of the server that it does not list what it has stored."""
+        try:
+            yield
+        except Exception as error:
+            if _status(error) not in _REFUSING_LIST:
+                raise
+            raise ConfigurationError(
+                f"{self._ref} does not list the completions that it has stored ({error}): a lost answer cannot be "
+                f'found again at {self._where}, so billing="recover" cannot hold there; use "strict" or "at_least_once"'
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        if self._own_client is not None:
+            return str(self._own_client.base_url)
+        return self._base_url or os.environ.get("OPENAI_BASE_URL") or "api.openai.com"
 
     async def client(self) -> AsyncOpenAI:
         """Raises `ConfigurationError` when there is no key."""
@@ -82,6 +121,20 @@ class Account:
             max_retries=0,
             timeout=Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
         )
+
+
+def _status(error: BaseException) -> int | None:
+    from openai import APIStatusError
+
+    return error.status_code if isinstance(error, APIStatusError) else None
+
+
+def _refuses(error: BaseException, fields: Sequence[str]) -> bool:
+    """Whether the server refuses the request for one of these fields, as its words or its `param` say."""
+    if _status(error) not in _REFUSING:
+        return False
+    named = f"{getattr(error, 'param', None) or ''} {error}".lower()
+    return any(re.search(rf"\b{field}\b", named) for field in fields)
 
 
 def classify(error: BaseException, *, provider: str, model: str) -> Failure:

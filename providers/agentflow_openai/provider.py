@@ -97,7 +97,7 @@ class OpenAIResponses(_OpenAI):
         super().__init__(model, base_url=base_url, api_key=api_key, client=client)
 
     async def request(self, request: ModelRequest) -> RawAnswer:
-        return self._whole(await self._create(request, {}))
+        return self._whole(await self._create(self._body(request)))
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
         body = self._body(request)
@@ -111,12 +111,18 @@ class OpenAIResponses(_OpenAI):
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return responses.response_of(raw)
 
-    async def submit(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> Submitted:
-        """Have OpenAI work on it without us, and keep the answer to be polled."""
-        raw = await self._create(request, {"background": True, "store": True, "metadata": dict(metadata)})
-        if raw.get("status") not in _STILL_AT_WORK:
-            raw = self._whole(raw).raw
-        return Submitted(provider_id=raw["id"], raw=raw)
+    async def submit(
+        self, request: ModelRequest, *, metadata: Mapping[str, str], stream: bool = False
+    ) -> Submitted:
+        """Have OpenAI work on it without us, and keep the answer to be polled, or with `stream` to be resumed."""
+        more = {"background": True, "store": True}
+        with self._account.not_refusing(*more):
+            if stream:
+                raw = await self._begin(self._body(request, more, metadata))
+            else:
+                raw = await self._create(self._body(request, more, metadata))
+        answer = None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
+        return Submitted(provider_id=raw["id"], raw=raw, answer=answer)
 
     async def poll(self, provider_id: str) -> RawAnswer | None:
         reply = await (await self._account.client()).responses.with_raw_response.retrieve(provider_id)
@@ -135,8 +141,25 @@ class OpenAIResponses(_OpenAI):
     async def cancel(self, provider_id: str) -> None:
         await (await self._account.client()).responses.cancel(provider_id)
 
-    async def _create(self, request: ModelRequest, more: Item) -> Item:
-        body = self._body(request) | more
+    async def _begin(self, body: Item) -> Item:
+        """The job as it is when its stream begins: only a job that was begun as a stream has one to be resumed."""
+        model = body.pop("model")
+        events = await (await self._account.client()).responses.create(
+            model=model, stream=True, extra_body=body
+        )
+        assembly = ResponseAssembly()
+        async with events:
+            if _is_json(events):
+                return _json(json.loads(await events.response.aread()))
+            async for event in events:
+                told = event.to_dict(mode="json", warnings=False)
+                begun = told.get("response")
+                if isinstance(begun, dict) and begun.get("id") and begun.get("background"):
+                    return begun
+                assembly.add(told)  # a server that knows no background answers at once
+        return self._end_of(assembly)
+
+    async def _create(self, body: Item) -> Item:
         model = body.pop("model")
         reply = await (await self._account.client()).responses.with_raw_response.create(
             model=model, extra_body=body
@@ -148,9 +171,11 @@ class OpenAIResponses(_OpenAI):
             return self._end_of(assembly)
         return _json(reply.http_response.json())
 
-    def _body(self, request: ModelRequest) -> Item:
+    def _body(
+        self, request: ModelRequest, more: Item | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Item:
         self._check(request)
-        return responses.request_body(request, model=self.model)
+        return _with_metadata(responses.request_body(request, model=self.model) | (more or {}), metadata)
 
     async def _read(self, events: AsyncStream[Any]) -> AsyncIterator[StreamEvent]:
         assembly = ResponseAssembly()
@@ -220,7 +245,11 @@ class OpenAIChat(_OpenAI):
         return await self._create(self._body(request))
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
-        body = {"stream_options": {"include_usage": True}, **self._body(request)}
+        async for event in self._streamed(self._body(request)):
+            yield event
+
+    async def _streamed(self, body: Item) -> AsyncIterator[StreamEvent]:
+        body = {"stream_options": {"include_usage": True}, **body}
         required = {key: body.pop(key) for key in ("model", "messages")}
         chunks = await (await self._account.client()).chat.completions.create(
             **required, stream=True, extra_body=body
@@ -240,21 +269,34 @@ class OpenAIChat(_OpenAI):
 
     async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer:
         """Ask, and have OpenAI keep the completion under this metadata."""
-        return await self._create(self._body(request) | {"store": True, "metadata": dict(metadata)})
+        with self._account.not_refusing("store", "metadata"):
+            return await self._create(self._body(request, {"store": True}, metadata))
+
+    async def stream_stored(
+        self, request: ModelRequest, *, metadata: Mapping[str, str]
+    ) -> AsyncIterator[StreamEvent]:
+        """`request_stored`, told as a stream."""
+        with self._account.not_refusing("store", "metadata"):
+            async for event in self._streamed(self._body(request, {"store": True}, metadata)):
+                yield event
 
     async def find(self, metadata: Mapping[str, str]) -> RawAnswer | None:
         wanted = dict(metadata)
         pages = (await self._account.client()).chat.completions.list(metadata=wanted, limit=20)
-        async for completion in pages:
-            raw: Item = completion.to_dict(mode="json", warnings=False)
-            # A gateway may not know the filter and list whatever it keeps.
-            if raw.get("metadata") == wanted:
-                return self._answer(raw)
+        with self._account.not_refusing_list():
+            async for completion in pages:
+                raw: Item = completion.to_dict(mode="json", warnings=False)
+                # A gateway may not know the filter and list whatever it keeps.
+                if wanted.items() <= (raw.get("metadata") or {}).items():
+                    return self._answer(raw)
         return None
 
-    def _body(self, request: ModelRequest) -> Item:
+    def _body(
+        self, request: ModelRequest, more: Item | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Item:
         self._check(request)
-        return chat.request_body(request, model=self.model, is_gateway=self._account.is_gateway)
+        body = chat.request_body(request, model=self.model, is_gateway=self._account.is_gateway)
+        return _with_metadata(body | (more or {}), metadata)
 
     async def _create(self, body: Item) -> RawAnswer:
         body = dict(body)
@@ -277,6 +319,11 @@ class OpenAIChat(_OpenAI):
         if not raw.get("choices"):  # some gateways tell an error with status 200
             raise self._failed(raw.get("error"), "an answer without a choice")
         return self._answer(raw)
+
+
+def _with_metadata(body: Item, metadata: Mapping[str, str] | None) -> Item:
+    """The body with ours beside the user's own."""
+    return body if metadata is None else {**body, "metadata": {**(body.get("metadata") or {}), **metadata}}
 
 
 # Gateways answer as they can: one that knows no streams sends JSON, one that knows nothing else a stream.

@@ -9,6 +9,7 @@ from typing import Any
 
 from agentflow.providers import (
     FinishReason,
+    ImagePart,
     Item,
     Message,
     ModelRequest,
@@ -139,9 +140,20 @@ def _item(part: Part) -> list[Item]:
                 {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": arguments},
             ]
         case ToolResult():
-            return [{"type": "function_call_output", "call_id": part.call_id, "output": part.text}]
+            return [{"type": "function_call_output", "call_id": part.call_id, "output": _result(part)}]
         case _:
             return []  # another provider's thinking, which nobody else can read
+
+
+def _result(part: ToolResult) -> str | list[Item]:
+    return [_block(block) for block in part.blocks] or part.text
+
+
+def _block(block: TextPart | ImagePart) -> Item:
+    if isinstance(block, TextPart):
+        return {"type": "input_text", "text": block.text}
+    url = f"data:{block.media_type};base64,{block.data}"
+    return {"type": "input_image", "detail": "auto", "image_url": url}
 
 
 def _carried(raw: Item) -> list[Item]:

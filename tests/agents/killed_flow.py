@@ -20,7 +20,7 @@ import openai
 import openai.resources.chat
 import openai.resources.responses  # noqa: F401
 
-from agentflow import Agent, App, Approve, Deny, Settings, ToolContext, crashpoints, tool
+from agentflow import Agent, App, Approve, Deny, Settings, ToolContext, crashpoints, recovering, tool
 from agentflow.models.ledger import Billing
 from agentflow.store.postgres_backend import PostgresBackend
 from agentflow.store.protocol import CommitStep, WriteModelCall
@@ -34,9 +34,14 @@ POINTS = (
     "after the answer has come",
     "before the answer is committed",
     "after the answer is committed",
+    "before the job's id is committed",
+    "after the job's id is committed",
 )
 GENERATING = POINTS[3]
 """Here the test kills it, from outside."""
+
+
+recovering.LOOKUP_GRACE = 1_500_000  # half a minute for each kill is too long
 
 
 def make_app(database_url: str, log: str, model: str, billing: Billing) -> tuple[App, Agent[str]]:
@@ -62,13 +67,13 @@ def make_app(database_url: str, log: str, model: str, billing: Billing) -> tuple
 
 
 async def take_to_the_end(app: App, agent: Agent[str], key: str) -> str:
-    """Start the run, or find it; approve the refund of order 1 and no other."""
+    """Start the run, or find it; approve the refund of order 1 and no other, and that a lost call is made again."""
     async with app.running():
         run = await app.start(agent, "Refund them.", idempotency_key=key)
         result = asyncio.create_task(run.result(30))
         while not result.done():
             for request in (await app.approvals.list(status="pending", run=run.id)).data:
-                is_wanted = request.args == {"order_id": "1"}
+                is_wanted = request.args == {"order_id": "1"} or request.tool is None
                 await app.approvals.decide(request.id, Approve() if is_wanted else Deny("no"), by="ana")
             await asyncio.sleep(0.02)
         return await result
@@ -89,10 +94,18 @@ def die_at(point: str, turn: int) -> None:
             _watch_commits(_is_answer, turn, is_before=True)
         case 6:
             _watch_commits(_is_answer, turn, is_before=False)
+        case 7:
+            _watch_commits(_is_job, turn, is_before=True)
+        case 8:
+            _watch_commits(_is_job, turn, is_before=False)
 
 
 def _is_attempt(operation: Any) -> bool:
     return isinstance(operation, WriteModelCall) and operation.call.state == "attempted"
+
+
+def _is_job(operation: Any) -> bool:
+    return isinstance(operation, WriteModelCall) and operation.call.state == "submitted"
 
 
 def _is_answer(operation: Any) -> bool:

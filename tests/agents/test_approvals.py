@@ -23,7 +23,8 @@ from agentflow import (
     Step,
     tool,
 )
-from agentflow.errors import InvalidInput, RunFailed
+from agentflow.auth import Principal
+from agentflow.errors import ConfigurationError, InvalidInput, NotPermitted, RunFailed
 from agentflow.runs import RunStatus
 from agentflow.testing import Harness, ScriptedModel, harness
 from tests.agents.support import call, results_in, steps_of
@@ -232,3 +233,66 @@ async def test_a_tool_that_takes_the_step_waits_for_its_approval_too(sqlite_url:
         await app.approvals.decide(request.id, Approve(), by="ana")
         assert await run.result(5) == "done"
     assert (paid, results_in(model.requests[1])) == ([3], ["paid 3"])
+
+
+async def test_after_a_while_a_second_group_may_decide_too(database_url: str) -> None:
+    desk = Desk(Approval(approvers=("manager",), escalate=("4h", ("director",))))
+    director = Principal(id="dora", roles=("director",))
+    async with desk.asking(database_url) as (h, run, request):
+        await h.advance("3h")
+        with pytest.raises(NotPermitted):
+            await desk.app.approvals.decide(request.id, Approve(), by=director)
+        assert (await desk.app.approvals.get(request.id)).approvers == ("manager",)
+        await h.advance("1h")
+        [shown] = (await desk.app.approvals.list(status="pending")).data
+        assert shown.approvers == ("manager", "director")
+        await desk.app.approvals.decide(request.id, Approve(), by=director)
+        await h.idle()
+        assert await run.result(5) == "done"
+    assert desk.refunds == [("7", Decimal(12))]
+
+
+async def test_who_started_the_run_does_not_decide_for_its_sub_agents_either(database_url: str) -> None:
+    desk = Desk(Approval(bar_starter=True, min_approvals=2))
+    outer = Agent("outer", model="openai:gpt-5-mini", tools=[desk.agent.as_tool("Refunds.")])
+    desk.app.add(outer)
+    desk.model.replies[:] = [
+        call("support", prompt="Refund it."),
+        call("refund", order_id="7", amount=12),
+        "paid",
+        "done",
+    ]
+    async with harness(desk.app, model=desk.model, database_url=database_url) as h:
+        run = await desk.app.start(outer, "Refund it.", by=Principal(id="ana"))
+        await h.idle()
+        [request] = (await desk.app.approvals.list(status="pending")).data
+        assert request.run_id != run.id
+        with pytest.raises(NotPermitted):
+            await desk.app.approvals.decide(request.id, Approve(), by="ana")
+        for person in ("bob", "bob", "carl"):
+            assert not desk.refunds
+            await desk.app.approvals.decide(request.id, Approve(), by=person)
+        await h.idle()
+        assert await run.result(5) == "done"
+        told = [(entry.who, entry.what, entry.after) for entry in (await desk.app.audit.list()).data]
+    assert len(desk.refunds) == 1
+    assert told == [
+        ("ana", "approval.refused", None),
+        ("bob", "approval.approve", "pending"),
+        ("carl", "approval.approve", "approved"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"escalate": ("4h", ("head",))}, "anybody may decide"),
+        ({"approvers": ("boss",), "escalate": ("4d", ("head",))}, "the time is over"),
+        ({"approvers": ("boss",), "escalate": ("4h", "head")}, "give a tuple"),
+        ({"approvers": ("boss",), "escalate": ("soon", ("head",))}, "Escalation"),
+        ({"approvers": ("boss",), "escalate": "head"}, "Escalation"),
+    ],
+)
+def test_an_escalation_that_makes_no_sense_is_refused(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        Approval(**wrong)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from agentflow import App, Context, ModelRequest, ModelResponse, Step, Usage, tool
 from agentflow.errors import ConfigurationError, OutputInvalid, ProviderError, RateLimited, RunFailed
+from agentflow.inference import check_billing
 from agentflow.runs import RunStatus
 from agentflow.testing import ScriptedModel, harness
 from tests.agents.support import call, steps_of
@@ -313,9 +314,6 @@ async def test_a_stream_tells_text_and_tool_calls_while_they_come(sqlite_url: st
     assert model.requests[0].tools[0].description == "Find a city."
 
 
-@pytest.mark.parametrize("billing", ["recover", "strict", "never"])
-def test_billing_that_cannot_be_held_is_refused(billing: Any) -> None:
-    from agentflow.inference import check_billing
-
-    with pytest.raises(ConfigurationError, match="billing="):
-        check_billing(billing)
+def test_a_way_of_billing_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="billing='never'"):
+        check_billing("never")  # type: ignore[arg-type]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agentflow import Agent, AgentResult, App, Approve, Context, ModelRequest, Step, ToolContext, tool
+from agentflow import Agent, AgentResult, App, Approve, Context, Edit, ModelRequest, Step, ToolContext, tool
 from agentflow.agents import Guardrail
-from agentflow.errors import ConfigurationError, GuardrailTripped, RateLimited, RunFailed
+from agentflow.errors import ConfigurationError, GuardrailTripped, InvalidInput, RateLimited, RunFailed
 from agentflow.models.response import TextDelta
 from agentflow.runs import RunStatus
 from agentflow.testing import ScriptedModel, harness
@@ -312,3 +312,99 @@ def test_override_changes_what_it_names_and_nothing_else() -> None:
     assert (other.name, other.instructions, other.output) == ("support", "Help.", Bill)
     with pytest.raises(ConfigurationError, match="'modell'"):
         agent.override(modell="x")
+
+
+class Refund(BaseModel):
+    order: str
+    amount: int
+
+
+class TestFunctionsAsTools:
+    def made(self, **options: Any) -> tuple[App, Agent[Any, Any]]:
+        app = App("t")
+
+        @app.function("refunds/pay-out")
+        async def pay_out(ctx: Context[Refund], step: Step) -> Bill:
+            """Pay money back."""
+            await step.sleep("settle", "1h")
+            return Bill(total=ctx.data.amount)
+
+        @app.function
+        async def shout(ctx: Context[str], step: Step) -> str:
+            """Say it loudly."""
+            return await step.run("shout", str.upper, ctx.data)
+
+        agent: Agent[Any, Any] = Agent(
+            "support", model="test:none", tools=[tool(**options)(pay_out) if options else pay_out, shout]
+        )
+        app.add(agent)
+        return app, agent
+
+    async def test_are_runs_of_their_own_with_typed_input_and_output(self, sqlite_url: str) -> None:
+        app, support = self.made()
+        model = ScriptedModel(
+            [
+                [
+                    call("refunds_pay-out", order="A", amount=3),
+                    call("shout", data="hello"),
+                    call("shout", data=5),
+                    call("shout", text="hello"),
+                    call("refunds_pay-out", order="A"),
+                ],
+                "done",
+            ]
+        )
+        async with harness(app, model=model, database_url=sqlite_url) as h:
+            run = await h.start(support, "go")
+            await h.advance("1h")
+            assert await run.result(5) == "done"
+            children = (await app.runs.list(function="refunds/pay-out")).data
+            [child] = [await app.runs.get(child.id) for child in children]
+            assert (child.parent_id, child.input) == (run.id, {"order": "A", "amount": 3})
+            assert (await steps_of(app, run.id))["support#0/turn0/0:refunds_pay-out"].kind == "invoke"
+        first, last = model.requests
+        assert [(spec.name, spec.description) for spec in first.tools] == [
+            ("refunds_pay-out", "Pay money back."),
+            ("shout", "Say it loudly."),
+        ]
+        assert first.tools[0].schema["required"] == ["order", "amount"]
+        assert first.tools[1].schema == {
+            "type": "object",
+            "properties": {"data": {"type": "string"}},
+            "required": ["data"],
+        }
+        paid, loud, *refused = results_in(last)
+        assert (paid, loud) == ({"total": 3}, "HELLO")
+        assert all(text.startswith("The arguments do not validate: ") for text in refused)
+        assert len(refused) == 3
+
+    async def test_wait_for_a_person_and_run_with_the_edited_arguments(self, sqlite_url: str) -> None:
+        app, support = self.made(approval=True)
+        model = ScriptedModel([call("refunds_pay-out", order="A", amount=300), "done"])
+        async with harness(app, model=model, database_url=sqlite_url) as h:
+            run = await h.start(support, "go")
+            await h.idle()
+            assert (await app.runs.list(function="refunds/pay-out")).data == []
+            [request] = (await app.approvals.list(status="pending")).data
+            with pytest.raises(InvalidInput, match="amount"):
+                await app.approvals.decide(request.id, Edit({"order": "A", "amount": "much"}), by="ana")
+            await app.approvals.decide(request.id, Edit({"order": "A", "amount": 3}), by="ana")
+            await h.advance("1h")
+            assert await run.result(5) == "done"
+            assert "support#0/turn0/0:refunds_pay-out/check" in await steps_of(app, run.id)
+        assert results_in(model.requests[-1]) == [{"total": 3}]
+
+    async def test_of_another_app_are_refused_with_their_name(self, sqlite_url: str) -> None:
+        _, support = self.made()
+        app = App("other")
+        app.add(support)
+        model = ScriptedModel([call("shout", data="hello")])
+        async with harness(app, model=model, database_url=sqlite_url) as h:
+            run = await h.start(support, "go")
+            await h.idle()
+            with pytest.raises(RunFailed, match="'shout' is not registered in app 'other'"):
+                await run.result(5)
+
+    def test_have_their_own_retries(self) -> None:
+        with pytest.raises(ConfigurationError, match="it has its own retries"):
+            self.made(retry=2)

@@ -45,6 +45,14 @@ def test_denied_it_does_not_run_and_the_model_is_told_why(project: Project, aske
     assert output_of(project, asked) == "too much"
 
 
+def test_a_response_is_the_result_in_place_of_the_call(project: Project, asked: dict[str, Any]) -> None:
+    identity = asked["id"].lstrip("-")
+    refused = project.run("approvals", "respond", identity)
+    assert (refused.exit_code, "give --value" in refused.stderr) == (2, True)
+    assert project.run("approvals", "respond", identity, "--value", '"paid by hand"').exit_code == 0
+    assert output_of(project, asked) == "paid by hand"
+
+
 def test_an_edit_keeps_texts_as_texts(project: Project, asked: dict[str, Any]) -> None:
     edited = project.run(
         "approvals", "edit", asked["id"].lstrip("-"), "--set", "account=2002", "--set", "amount=3"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 
-from agentflow import RunStatus, ToolCall
+from agentflow import Approve, Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
-from agentflow.testing import ScriptedModel, fake_provider, harness
-from tests.docs.pages import load
+from agentflow.testing import HttpError, Job, ScriptedModel, fake_provider, harness
+from tests.docs.pages import ROOT, load
 
 
 async def test_a_small_refund_needs_nobody_and_a_large_one_the_page_s_manager() -> None:
@@ -41,10 +42,13 @@ async def test_a_function_asks_a_person_itself(decides: bool, told: str) -> None
     async with harness(page.app) as h:
         run = await h.start(page.deploy, "v2")
         await h.idle()
+        [request] = (await page.app.approvals.list(status="pending")).data
         if decides:
             await page.decide_first()
         await h.advance("4h")
         assert await run.result(5) == told
+        expected = "ana approval.approve" if decides else "agentflow approval.expired"
+        assert await page.who_decided(request.id) == [expected]
 
 
 async def test_a_signal_publishes_or_three_days_pass() -> None:
@@ -302,6 +306,24 @@ async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
         assert provider.generations == 2
 
 
+async def test_a_lost_call_is_found_again_or_put_before_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake_provider([Job("Found.", queued=2), HttpError(500), "Summed up."]) as provider:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        page = load("explanation/never-pay-twice.md")
+        async with harness(page.app) as h:
+            run = await h.start(page.clerk, "Where is it?")
+            await h.idle()
+            assert await run.result(20) == "Found."
+            assert provider.requests[0].body["background"] is True
+            run = await h.start(page.summarise, "A long text.")
+            await h.idle()
+            [request] = (await page.app.approvals.list(status="pending")).data
+            await page.app.approvals.decide(request.id, Approve(), by="ana")
+            await h.idle()
+            assert await run.result(20) == "Summed up."
+
+
 async def test_a_wrapped_call_is_asked_once_and_gives_the_type_it_was_parsed_into(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -362,3 +384,102 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
     assert await page.ask_twice() == (
         "step 'ask' waits for its turn at scripted: 10 requests in 0:01:00 are the limit: yes, again"
     )
+
+
+async def test_an_agent_uses_the_tools_of_an_mcp_server() -> None:
+    page = load("how-to/mcp.md")
+    # The page's own program would have to be downloaded.
+    page.files.command, page.files.args = sys.executable, ("-m", "tests.agents.mcp_server")
+    page.files.cwd, page.files.env = ROOT, {"PYTHONPATH": str(ROOT)}
+    model = ScriptedModel(
+        [
+            [
+                ToolCall(name="echo", args={"text": "hello"}),
+                ToolCall(index=1, name="find_order", args={"id": "7"}),
+            ],
+            lambda request: " ".join(result.text for result in request.messages[-1].tool_results),
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.archivist, "Go.")
+        await h.idle()
+        [waiting] = (await page.app.runs.get(run.id)).waiting
+        assert (waiting.kind, waiting.name) == ("approval", "find_order")
+        await h.advance("1d")
+        assert (await run.result(5)).startswith("hello Nobody decided in time")
+        steps = [step.key for step in (await page.app.runs.steps(run.id)).data]
+    assert steps[0] == "archivist#0/mcp/files"
+    assert "archivist#0/turn0/0:echo" in steps
+    assert page.tickets.prefix == "tickets_"
+
+
+async def test_the_page_s_reader_is_kept_out_of_our_network() -> None:
+    page = load("how-to/fetch-the-web.md")
+    model = ScriptedModel(
+        [
+            ToolCall(name="read_page", args={"url": "http://169.254.169.254/latest/meta-data/"}),
+            lambda request: request.messages[-1].tool_results[0].text,
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.reader, "Go.")
+        await h.idle()
+        assert await run.result(5) == "Refused: '169.254.169.254' is not a host of the public internet."
+
+
+async def test_an_agent_has_functions_as_tools() -> None:
+    page = load("how-to/sub-runs.md")
+    model = ScriptedModel(
+        [
+            ToolCall(name="report", args={"data": ["one", "two"]}),
+            lambda request: request.messages[-1].tool_results[0].text,
+        ]
+    )
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.editor, "Go.")
+        await h.idle()
+        assert await run.result(5) == '["ONE","TWO"]'
+
+
+async def test_a_run_is_followed_while_it_works_and_after_a_cut() -> None:
+    page = load("how-to/stream.md")
+    async with harness(page.app, model=ScriptedModel(["It is said.", "It is said."])) as h:
+        for function in (page.speaker, page.say):
+            run = await h.start(function, "Say it.")
+            assert await page.follow(run.id) == "It is said."
+            assert await run.result(5) == "It is said."
+            items = [item async for item in run.stream()]
+            first = items[0]
+            assert first.kind == "text.delta"
+            assert await page.follow(run.id, first.seq) == "It is said.".removeprefix(first.data)
+
+
+async def test_a_customer_s_messages_are_answered_on_one_thread_which_can_be_forgotten() -> None:
+    page = load("how-to/threads.md")
+    model = ScriptedModel(["hello", "as I said"])
+    async with harness(page.app, model=model) as h:
+        for text in ("hi", "what?"):
+            await h.send({"name": "message.received", "data": {"customer": "42", "text": text}})
+            await h.idle()
+        told = ["user: hi", "assistant: hello", "user: what?", "assistant: as I said"]
+        assert await page.history("customer-42") == told
+        assert await page.forget("customer-42") == 4
+
+
+@pytest.mark.parametrize(("amount", "asks"), [(50, False), (500, True), (2000, False)])
+async def test_an_effect_that_may_happen_once_asks_only_where_nobody_knows(amount: int, asks: bool) -> None:
+    page = load("how-to/effects-that-happen-once.md")
+    call = ToolCall(name="pay", args={"iban": "DE1", "amount": amount})
+    model = ScriptedModel([call, lambda request: request.messages[-1].tool_results[0].text])
+    async with harness(page.app, model=model) as h:
+        run = await h.start(page.clerk, "Pay.")
+        await h.idle()
+        waiting = (await page.app.approvals.list(status="pending")).data
+        assert [request.title for request in waiting] == ["Nobody knows whether pay has happened"] * asks
+        if asks:
+            await page.app.approvals.decide(waiting[0].id, Respond("receipt 18"), by="treasurer")
+        await h.advance("1m")
+        if amount < 1000:
+            assert await run.result(5) == ("receipt 18" if asks else "receipt 17")
+        else:
+            assert await run.status() is RunStatus.SLEEPING  # until the bank is less busy

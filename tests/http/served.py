@@ -50,10 +50,14 @@ def _break() -> None:
     raise ValueError("it broke")
 
 
-@flow.function
+@flow.function(on="bill.came")
 async def pay(ctx: Context[dict[str, Any]], step: Step) -> dict[str, Any]:
     """Pays what a person approves of."""
-    policy = Approval(approvers=tuple(ctx.data.get("approvers", ())), timeout=ctx.data.get("timeout", "1h"))
+    policy = Approval(
+        approvers=tuple(ctx.data.get("approvers", ())),
+        timeout=ctx.data.get("timeout", "1h"),
+        bar_starter=ctx.data.get("bar_starter", False),
+    )
     decision = await step.approval("pay", title="Pay the bill", details=ctx.data, policy=policy)
     return decision.model_dump()
 

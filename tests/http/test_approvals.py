@@ -163,3 +163,24 @@ def test_only_an_approver_decides(keyed: dict[str, httpx2.Client]) -> None:
     assert keyed["root"].get(f"/approvals/{request['id']}").json()["status"] == "pending"
     boss = decide(keyed["boss"], request, "approve")
     assert (boss.status_code, boss.json()["decisions"][0]["by"]) == (200, "boss")
+
+
+def test_who_started_the_run_may_not_decide_where_the_policy_says_so(
+    keyed: dict[str, httpx2.Client],
+) -> None:
+    request = ask(keyed["root"], amount=13, bar_starter=True)
+    own = decide(keyed["root"], request, "approve")
+    assert (own.status_code, own.json()["code"]) == (403, "not_permitted")
+    assert decide(keyed["boss"], request, "approve").status_code == 200
+    event = {"name": "bill.came", "data": {"amount": 13, "bar_starter": True}}
+    [run_id] = keyed["root"].post("/events", json=event).json()["run_ids"]
+    again = keyed["root"].post(f"/runs/{run_id}/rerun").json()["id"]
+    for started in (run_id, again):
+        pending = {"status": "pending", "run": started}
+        [asked] = wait_until(lambda pending=pending: _pending(keyed["root"], pending))
+        assert decide(keyed["root"], asked, "approve").status_code == 403
+        assert decide(keyed["clerk"], asked, "deny").status_code == 200
+
+
+def _pending(client: httpx2.Client, which: dict[str, str]) -> Any:
+    return client.get("/approvals", params=which).json()["data"]

@@ -325,7 +325,7 @@ async def test_a_background_job_is_found_again_by_its_id(server: FakeProvider) -
     before, after = OpenAIResponses("gpt-5-mini"), OpenAIResponses("gpt-5-mini")
 
     job = await before.submit(
-        ModelRequest(model="openai:gpt-5-mini", messages=["Hi"]), metadata={"step": "s1"}
+        ModelRequest(model="openai:gpt-5-mini", messages=["Hi"]), metadata={"step": "s1"}, stream=True
     )
     assert await after.poll(job.provider_id) is None
     answer = await after.poll(job.provider_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from agentflow.providers import (
     Message,
     ModelRequest,
     ModelSettings,
+    TextPart,
     ToolArgsDelta,
+    ToolCall,
     ToolResult,
     ToolSpec,
 )
@@ -394,3 +397,45 @@ def test_reasoning_that_is_neither_stored_nor_encrypted_stays_behind() -> None:
         "name": "f",
         "arguments": "{}",
     }
+
+
+def test_images_that_a_tool_gave_are_shown_to_the_model_where_the_api_can() -> None:
+    content = [
+        {"kind": "text", "text": "a dot"},
+        {"kind": "image", "media_type": "image/png", "data": "iVBORw=="},
+    ]
+    messages = (
+        Message("user", [TextPart("go")]),
+        Message("assistant", [ToolCall(0, "c1", "paint", {})]),
+        Message("tool", [ToolResult("c1", content)]),
+    )
+    request = ModelRequest(model="m", messages=messages)
+    assert anthropic.request_body(request, model="m")["messages"][-1]["content"] == [
+        {
+            "type": "tool_result",
+            "tool_use_id": "c1",
+            "content": [
+                {"type": "text", "text": "a dot"},
+                {
+                    "type": "image",
+                    "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw=="},
+                },
+            ],
+        }
+    ]
+    assert responses.request_body(request, model="m")["input"][-1]["output"] == [
+        {"type": "input_text", "text": "a dot"},
+        {"type": "input_image", "detail": "auto", "image_url": "data:image/png;base64,iVBORw=="},
+    ]
+    assert (
+        chat.request_body(request, model="m", is_gateway=False)["messages"][-1]["content"]
+        == "a dot\n[image/png, 4 bytes: not shown]"
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [[{"kind": "image"}], [{"kind": "image", "of": "sin"}, 5], [], {"kind": "image"}]
+)
+def test_json_that_only_looks_like_images_stays_json(content: Any) -> None:
+    assert ToolResult("c1", content).blocks == []
+    assert json.loads(ToolResult("c1", content).text) == content

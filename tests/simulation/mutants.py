@@ -61,6 +61,13 @@ def no_epoch_bump(world: World) -> Iterator[None]:
 
 
 @mutant
+def taken_up_whoever_had_it(world: World) -> Iterator[None]:
+    """A run goes on from where it left memory, also if another worker has had it since."""
+    with text_changed(worker_sql.RECLAIM_RUN, "agentflow_run.epoch = ?", "agentflow_run.epoch >= ?"):
+        yield
+
+
+@mutant
 def no_mailbox_check(world: World) -> Iterator[None]:
     """A run is suspended although something was delivered since its owner looked."""
     run = table_of(RunRow)

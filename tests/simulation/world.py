@@ -16,7 +16,7 @@ from unittest.mock import patch
 from agentflow import crashpoints, ids
 from agentflow.app import App
 from agentflow.approvals import Approve, DecisionInput, Deny
-from agentflow.errors import NoWaiter, SignalConflict
+from agentflow.errors import NotFound, NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.settings import Settings
 from agentflow.store.protocol import CancelRun, Decide, DecisionResult, PauseFunction, RegisterFunctions
@@ -193,7 +193,11 @@ class World:
         """From its last step on. Nothing but that one may be done."""
         assert root.run_id is not None
         again = Root(root.prefix, root.plan, [], rerun_of=root.run_id)
-        again.run_id = (await driver.client.runs.rerun(root.run_id, AGAIN)).id
+        try:
+            again.run_id = (await driver.client.runs.rerun(root.run_id, AGAIN)).id
+        except NotFound as error:
+            self.oracle.fail(f"it has ended without its last step: {error}")
+            return
         self.roots.append(again)
 
     async def _send_letters(self, kind: str, key: str) -> None:

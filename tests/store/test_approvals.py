@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from agentflow.approvals import (
+    ApprovalRules,
     ApprovalStatus,
     Approve,
     Decision,
@@ -15,6 +18,7 @@ from agentflow.approvals import (
     Respond,
     approval_digest,
 )
+from agentflow.audit import Audit
 from agentflow.store.protocol import (
     Adopt,
     CancelRun,
@@ -26,6 +30,7 @@ from agentflow.store.protocol import (
     Suspend,
     WithdrawWait,
 )
+from tests.migrated import execute
 from tests.store.support import World, a_wait, an_approval, fresh
 
 TIMEOUT = Decision(approved=False, reason="timeout").model_dump_json()
@@ -201,3 +206,75 @@ async def test_requests_are_listed_oldest_first(world: World) -> None:
     first = await world.store.queries.list_approvals(limit=2)
     rest = await world.store.queries.list_approvals(limit=2, cursor=first.cursor)
     assert [request.id for page in (first, rest) for request in page.data] == ids
+
+
+async def test_others_may_decide_too_after_a_while(world: World) -> None:
+    rules = ApprovalRules(escalates_at=5_000, escalates_to=("head",)).model_dump_json()
+    _, approval_id = await ask(world, approvers=("boss",), policy=rules)
+    early = await world.submit(a_decision(approval_id, by="ana", roles=("head",), now=4_999))
+    assert (early.result, early.request.approvers) == (DecisionResult.NOT_PERMITTED, ("boss",))
+    shown = await world.store.queries.get_approval(approval_id, now=5_000)
+    assert shown is not None
+    assert shown.approvers == ("boss", "head")
+    late = await world.submit(a_decision(approval_id, by="ana", roles=("head",), now=5_000))
+    assert (late.result, late.request.status) == (DecisionResult.TAKEN, ApprovalStatus.APPROVED)
+
+
+@pytest.mark.parametrize("decider", ["boss", "ana"])
+async def test_who_started_the_run_may_be_barred(world: World, decider: str) -> None:
+    key = await world.start(started_by="boss")
+    approval = an_approval(
+        approvers=("boss", "ana"), policy=ApprovalRules(bars_starter=True).model_dump_json()
+    )
+    await world.wait(key, a_wait("ask", "approval", approval.id, timeout_output=TIMEOUT), approval=approval)
+    result = (await world.submit(a_decision(approval.id, by=decider))).result
+    assert result is (DecisionResult.NOT_PERMITTED if decider == "boss" else DecisionResult.TAKEN)
+
+
+async def test_every_decision_refusal_and_expiry_is_in_the_audit_log_once(world: World) -> None:
+    _, first = await ask(world, approvers=("ana", "bob"), min_approvals=2)
+    await world.submit(a_decision(first, by="carl"))
+    decision = a_decision(first)
+    await world.submit(decision)
+    await world.submit(decision)  # played again
+    await world.submit(a_decision(first, Edit({"amount": 3, "to": "ana"}), by="bob"))
+    _, second = await ask(world)
+    await world.submit(a_decision(second, now=9_000))
+    audit = Audit(world.store)
+    told = [(entry.subject, entry.who, entry.what) for entry in (await audit.list()).data]
+    assert told == [
+        (first, "carl", "approval.refused"),
+        (first, "ana", "approval.approve"),
+        (first, "bob", "approval.edit"),
+        (second, "agentflow", "approval.expired"),
+    ]
+    edit = (await audit.list(subject=first)).data[2]
+    assert (edit.n, edit.before, edit.after) == (2, '{"amount":5,"to":"ana"}', '{"amount":3,"to":"ana"}')
+    assert edit.digest == approval_digest(
+        tool="refund", args={"amount": 3, "to": "ana"}, title="", details=None
+    )
+    assert await audit.first_fault() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("UPDATE agentflow_audit SET who = 'nobody' WHERE n = 1", 1),
+        ("DELETE FROM agentflow_audit WHERE n = 1", 2),
+        ("DELETE FROM agentflow_audit WHERE n = 0", 1),
+    ],
+)
+async def test_an_entry_that_somebody_changed_is_found(
+    world: World, ready_url: str, change: str, fault: int
+) -> None:
+    for _ in range(3):
+        _, approval_id = await ask(world)
+        await world.submit(a_decision(approval_id))
+    audit = Audit(world.store)
+    assert await audit.first_fault() is None
+    if ready_url.startswith("sqlite"):
+        with closing(sqlite3.connect(ready_url.removeprefix("sqlite:///"))) as database, database:
+            database.execute(change)
+    else:
+        await execute(ready_url, change)
+    assert await audit.first_fault() == fault

@@ -229,9 +229,8 @@ async def test_a_signal_delivered_while_a_claim_ran_is_in_its_journal(
     text, arguments = statement.postgres
     # The claim's statement stands still between its snapshot and its locks, while the signal is delivered.
     slow = text.replace("WITH ready AS", "WITH pause AS MATERIALIZED (SELECT pg_sleep(0.6)), ready AS", 1)
-    slow = slow.replace("FROM agentflow_run \nWHERE", "FROM agentflow_run, pause \nWHERE", 1)
-    slow = slow.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE OF agentflow_run SKIP LOCKED", 1)
-    for part in ("WITH pause", "agentflow_run, pause", "UPDATE OF"):
+    slow = slow.replace("SELECT locked.id FROM page", "SELECT locked.id FROM pause CROSS JOIN page", 1)
+    for part in ("WITH pause", "FROM pause", "FOR UPDATE SKIP LOCKED"):
         assert part in slow
     transaction = claimer.transaction()
     await transaction.start()

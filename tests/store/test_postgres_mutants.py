@@ -96,10 +96,9 @@ async def test_a_journal_read_in_the_claim_s_statement_is_caught_by_the_claim_s_
         statement, params = next(work)
         try:
             while True:
-                if statement is worker_sql.READ_STEPS_OF:
-                    statement, params = work.send(journal)
-                    continue
                 rows = yield statement, params
+                if statement is worker_sql.READ_JOURNALS_OF:
+                    rows = [*rows[:-1], journal]
                 if isinstance(statement, OneStatement):
                     journal += [step for row in rows for step in json.loads(row[-1] or "[]")]
                     rows = [tuple(row)[:-1] for row in rows]

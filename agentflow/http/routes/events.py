@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Body, Path, Query
+from fastapi import Body, Depends, Path, Query
 
 from agentflow.codec import digest
 from agentflow.errors import IdempotencyConflict, NotPermitted
@@ -13,11 +13,16 @@ from agentflow.http.api import Api
 from agentflow.http.problems import ProblemError
 from agentflow.http.routes.starts import IdempotencyKey
 from agentflow.http.schemas import Events, Limit, PageBody, RunSummary, SentBody, Text
+from agentflow.principals import Principal
 
 
 def add_routes(api: Api) -> None:
+    write = api.permit("events:write")
+
     async def send_events(
-        body: Annotated[Event | Events, Body()], idempotency_key: IdempotencyKey = None
+        body: Annotated[Event | Events, Body()],
+        idempotency_key: IdempotencyKey = None,
+        caller: Principal = Depends(write),
     ) -> SentBody:
         """Send one event, or up to 100 in one transaction."""
         events = [body] if isinstance(body, Event) else body
@@ -27,8 +32,8 @@ def add_routes(api: Api) -> None:
                     f"event {event.name!r}: names that begin with 'agentflow/' are the framework's own"
                 )
         if idempotency_key is not None:
-            return await _send_once(api, events, idempotency_key)
-        sent = await api.client.send(events)
+            return await _send_once(api, events, idempotency_key, caller)
+        sent = await api.client.send(events, by=caller)
         return SentBody(event_ids=list(sent.event_ids), run_ids=list(sent.run_ids))
 
     async def list_events(
@@ -55,15 +60,13 @@ def add_routes(api: Api) -> None:
         return PageBody[RunSummary].of(page, runs, limit=limit)
 
     read = api.permit("runs:read")
-    api.add(
-        "POST", "/events", send_events, permit=api.permit("events:write"), status_code=202, tags=["events"]
-    )
+    api.add("POST", "/events", send_events, permit=write, status_code=202, tags=["events"])
     api.add("GET", "/events", list_events, permit=read, tags=["events"])
     api.add("GET", "/events/{event_id}", get_event, permit=read, tags=["events"])
     api.add("GET", "/events/{event_id}/runs", list_event_runs, permit=read, tags=["events"])
 
 
-async def _send_once(api: Api, events: list[Event], key: str) -> SentBody:
+async def _send_once(api: Api, events: list[Event], key: str, caller: Principal) -> SentBody:
     """The key stands for the event's id, which deduplicates for as long; the first answer again, or a conflict."""
     if len(events) != 1 or events[0].id is not None:
         raise ProblemError(
@@ -72,7 +75,7 @@ async def _send_once(api: Api, events: list[Event], key: str) -> SentBody:
             "Else give each event an id: it deduplicates for 24 hours.",
         )
     [event] = events
-    sent = await api.client.send(event.model_copy(update={"id": f"idempotency-key:{key}"}))
+    sent = await api.client.send(event.model_copy(update={"id": f"idempotency-key:{key}"}), by=caller)
     if sent.run_ids:
         return SentBody(event_ids=list(sent.event_ids), run_ids=list(sent.run_ids))
     [event_id] = sent.event_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Body, Header, Path, Query, Request, Response
+from fastapi import Body, Depends, Header, Path, Query, Request, Response
 
 from agentflow.http.api import Api, path_of_run
 from agentflow.http.problems import not_found
@@ -21,6 +21,7 @@ from agentflow.http.schemas import (
     parse_since,
 )
 from agentflow.http.sse import RunStream, resume_point
+from agentflow.principals import Principal
 from agentflow.runs import Run, RunStatus
 
 RunId = Annotated[Text, Path()]
@@ -34,6 +35,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 def add_routes(api: Api) -> None:
+    change = api.permit("runs:write")
+
     async def list_runs(
         status: Annotated[list[RunStatus] | None, Query()] = None,
         function: Annotated[Text | None, Query()] = None,
@@ -97,12 +100,13 @@ def add_routes(api: Api) -> None:
         run_id: RunId,
         body: Annotated[RerunBody | None, Body()] = None,
         idempotency_key: IdempotencyKey = None,
+        caller: Principal = Depends(change),
     ) -> Run:
         """Do the run's work again, as a new run."""
         await api.find_run(run_id)
         asked = body or RerunBody()
         handle = await api.client.runs.rerun(
-            run_id, asked.from_step, asked.data, idempotency_key=idempotency_key
+            run_id, asked.from_step, asked.data, idempotency_key=idempotency_key, by=caller
         )
         response.headers["Location"] = path_of_run(request, route=f"/runs/{run_id}/rerun", run_id=handle.id)
         return await api.client.runs.get(handle.id)
@@ -125,7 +129,7 @@ def add_routes(api: Api) -> None:
         "POST",
         "/runs/{run_id}/cancel",
         cancel_run,
-        permit=api.permit("runs:write"),
+        permit=change,
         status_code=202,
         tags=["runs"],
     )
@@ -133,7 +137,7 @@ def add_routes(api: Api) -> None:
         "POST",
         "/runs/{run_id}/rerun",
         rerun,
-        permit=api.permit("runs:write"),
+        permit=change,
         status_code=201,
         tags=["runs"],
     )

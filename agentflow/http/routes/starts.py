@@ -7,14 +7,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
-from fastapi import Body, Header, Path, Request, Response
+from fastapi import Body, Depends, Header, Path, Request, Response
 
 from agentflow.errors import RunCancelled, RunFailed, RunSkipped
 from agentflow.functions import Function, json_schema
 from agentflow.handles import RunHandle
 from agentflow.http.api import Api, path_of_run
+from agentflow.http.auth import Permit
 from agentflow.http.schemas import Text, self_contained
 from agentflow.http.sse import RunStream
+from agentflow.principals import Principal
 from agentflow.runs import Run
 
 LONGEST_WAIT_SECONDS: Final = 120
@@ -39,10 +41,11 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
 
 def add_routes(api: Api) -> None:
     """One route per registered function, with its own schema, and one for those that only the database knows."""
+    permit = api.permit("runs:write")
     for function in api.registry:
-        _add(api, f"/functions/{function.id}/runs", function)
+        _add(api, f"/functions/{function.id}/runs", function, permit)
         if function.is_agent and function.id.startswith(AGENTS):
-            _add(api, f"/agents/{function.id.removeprefix(AGENTS)}/runs", function)
+            _add(api, f"/agents/{function.id.removeprefix(AGENTS)}/runs", function, permit)
 
     async def start_function(
         request: Request,
@@ -51,9 +54,10 @@ def add_routes(api: Api) -> None:
         body: Any = Body(default=None),
         prefer: Prefer = None,
         idempotency_key: IdempotencyKey = None,
+        caller: Principal = Depends(permit),
     ) -> Any:
         """Start a function by its id. The body is its input."""
-        handle = await api.client.start(function_id, body, idempotency_key=idempotency_key)
+        handle = await api.client.start(function_id, body, idempotency_key=idempotency_key, by=caller)
         return await _answer(
             api, request, response, handle, route=f"/functions/{function_id}/runs", prefer=prefer
         )
@@ -65,16 +69,17 @@ def add_routes(api: Api) -> None:
         body: Any = Body(default=None),
         prefer: Prefer = None,
         idempotency_key: IdempotencyKey = None,
+        caller: Principal = Depends(permit),
     ) -> Any:
         """Start an agent by its name. The body is its input."""
-        handle = await api.client.start(AGENTS + name, body, idempotency_key=idempotency_key)
+        handle = await api.client.start(AGENTS + name, body, idempotency_key=idempotency_key, by=caller)
         return await _answer(api, request, response, handle, route=f"/agents/{name}/runs", prefer=prefer)
 
-    _add_start(api, "/functions/{function_id:agentflow_text}/runs", start_function)
-    _add_start(api, "/agents/{name}/runs", start_agent)
+    _add_start(api, "/functions/{function_id:agentflow_text}/runs", start_function, permit)
+    _add_start(api, "/agents/{name}/runs", start_agent, permit)
 
 
-def _add(api: Api, path: str, function: Function[Any, Any]) -> None:
+def _add(api: Api, path: str, function: Function[Any, Any], permit: Permit) -> None:
     schema = self_contained(json_schema(function.input_codec))
     # `...` only where the schema asks for something: a function without an annotation takes no body too.
     body_of_function: Any = Body(default=... if schema else None, json_schema_extra=schema)
@@ -85,20 +90,23 @@ def _add(api: Api, path: str, function: Function[Any, Any]) -> None:
         body: Any = body_of_function,
         prefer: Prefer = None,
         idempotency_key: IdempotencyKey = None,
+        caller: Principal = Depends(permit),
     ) -> Any:
-        handle = await api.client.start(function, body, idempotency_key=idempotency_key)
+        handle = await api.client.start(function, body, idempotency_key=idempotency_key, by=caller)
         return await _answer(api, request, response, handle, route=path, prefer=prefer)
 
     start.__doc__ = function.description or f"Start {function.id}."
-    _add_start(api, path, start, name="start", summary=f"Start {function.id}")
+    _add_start(api, path, start, permit, name="start", summary=f"Start {function.id}")
 
 
-def _add_start(api: Api, path: str, endpoint: Callable[..., Awaitable[Any]], **options: Any) -> None:
+def _add_start(
+    api: Api, path: str, endpoint: Callable[..., Awaitable[Any]], permit: Permit, **options: Any
+) -> None:
     api.add(
         "POST",
         path,
         endpoint,
-        permit=api.permit("runs:write"),
+        permit=permit,
         status_code=202,
         response_model=Run,
         responses=_ANSWERS,
