@@ -92,7 +92,12 @@ def test_a_terminal_shows_the_steps_as_bars(project: Project) -> None:
         [sys.executable, "-m", "agentflow", "runs", "watch", run_id],
         stdout=slave,
         stderr=slave,
-        env={**os.environ, "COLUMNS": "120", "TERM": "xterm", "PYTHONPATH": str(project.folder)},
+        env={
+            **os.environ,
+            "COLUMNS": "120",
+            "TERM": "xterm",
+            "PYTHONPATH": os.pathsep.join([str(project.folder), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     os.close(slave)
     shown = b""
