@@ -1,4 +1,4 @@
-"""The agent of the tests that kill it around an effect that may happen once, and `main` for tests/crash/forks.py."""
+"""The agent of the tests that kill it around an effect that may happen once, and `main` for tests/forked.py."""
 
 from __future__ import annotations
 

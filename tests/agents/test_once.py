@@ -37,8 +37,8 @@ from agentflow.runs import RunStatus
 from agentflow.testing import Harness, ScriptedModel, harness
 from tests.agents.once_flow import IN_DOUBT, POINTS, make_app, take_to_the_end
 from tests.agents.support import call, results_in, steps_of
-from tests.crash.forks import KILLED, forks
 from tests.crash.processes import lines
+from tests.forked import KILLED, Starter
 
 
 class Bank:
@@ -239,7 +239,7 @@ def test_what_cannot_hold_is_refused_when_the_tool_is_made() -> None:
 async def test_wherever_its_process_is_killed_effect_and_turn_are_there_once_and_only_a_doubt_asks(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with forks("tests.agents.once_flow") as children:
+    with Starter("tests.agents.once_flow") as children:
         for number, point in enumerate(POINTS):
             log, key = str(tmp_path / f"log-{number}"), f"key-{number}"
             assert await children.run(database_url, log, key, point) == KILLED, point
