@@ -23,7 +23,8 @@ from agentflow.testing import ScriptedModel, harness
 from tests.agents.mcp_server import PIXEL
 from tests.agents.support import call, results_in, steps_of
 from tests.crash.processes import lines
-from tests.http.servers import ROOT, Server
+from tests.forked import ROOT
+from tests.http.servers import Server
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["stdio", "http"])
 
