@@ -14,7 +14,7 @@ _RECLAIM = f"""
     {OWN_LEASE},
     taken AS MATERIALIZED (
         UPDATE agentflow_run r SET status = {int(Status.RUNNING)}, owner = $1, epoch = r.epoch + 1, reason = NULL
-        WHERE r.id = $3 AND r.epoch = $4 AND r.status = {int(Status.QUEUED)} AND r.ready_at <= $5
+        WHERE r.id = $3 AND r.epoch = $4 AND r.status + 0 = {int(Status.QUEUED)} AND r.ready_at <= $5
         AND r.cancel_at IS NULL AND r.crash_count = 0 AND r.blocked_on IS NULL AND EXISTS (SELECT 1 FROM me)
         AND NOT EXISTS (
             SELECT 1 FROM agentflow_function f WHERE f.app = r.app AND f.id = r.function AND f.paused_at IS NOT NULL

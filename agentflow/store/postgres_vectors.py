@@ -33,6 +33,10 @@ class Lease(NamedTuple):
     seconds: float
 
 
+# Rows are found by their keys. A condition on a status is therefore written so that no index has it (`status + 0`): in
+# a table that the server still believes to be small, an index of all that runs, or of all that is pending, looks
+# cheaper than the key, and would be read from end to end for each run.
+
 # A lease holds by the database's clock. KEY SHARE keeps the reaper, who locks FOR UPDATE, from the row until this
 # transaction ends, and lets heartbeats pass, which do not change the key.
 FENCE = """
@@ -54,7 +58,7 @@ _COMMIT_STEPS = f"""
         SELECT r.id, r.owner, r.epoch, r.mail, r.cancel_at IS NOT NULL AS cancel, r.crash_count
         FROM agentflow_run r
         JOIN (SELECT DISTINCT run_id, worker_id, epoch FROM given) g
-        ON r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status = 1
+        ON r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status + 0 = 1
         WHERE g.worker_id IN (SELECT id FROM me)
     ),
     added AS (
@@ -87,7 +91,7 @@ _COMMIT_STEP = """
     SELECT r.id, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 FROM agentflow_worker w, agentflow_run r
     WHERE w.id = $1 AND w.epoch = $2 AND w.reaped_at IS NULL
     AND w.lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-    AND r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1
+    AND r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status + 0 = 1
     AND r.mail = $5 AND r.cancel_at IS NULL AND r.crash_count = 0
     FOR KEY SHARE OF w
     ON CONFLICT DO NOTHING
@@ -154,7 +158,7 @@ _FINISH_RUN = f"""
     ended AS (
         UPDATE agentflow_run r
         SET status = $5::int, ready_at = {NEVER}, owner = NULL, blocked_on = NULL, reason = $8, ended_at = $10
-        WHERE r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status = 1 AND EXISTS (SELECT 1 FROM me)
+        WHERE r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status + 0 = 1 AND EXISTS (SELECT 1 FROM me)
         RETURNING r.id, r.mail, r.cancel_at IS NOT NULL AS cancel
     ),
     result AS (
@@ -166,7 +170,7 @@ _FINISH_RUN = f"""
     ),
     closed AS (
         UPDATE agentflow_approval a SET status = 'cancelled', decided_at = $10
-        FROM gone WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status = 'pending'
+        FROM gone WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status || '' = 'pending'
     )
     SELECT mail, cancel FROM ended
 """
@@ -221,7 +225,7 @@ _FINISH_RUNS = f"""
         UPDATE agentflow_run r
         SET status = g.status, ready_at = {NEVER}, owner = NULL, blocked_on = NULL, reason = g.reason, ended_at = g.now
         FROM given g
-        WHERE r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status = 1
+        WHERE r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status + 0 = 1
         RETURNING r.id, r.parent_id, r.parent_key, r.mail, r.cancel_at IS NOT NULL AS cancel
     ),
     result AS (
@@ -235,7 +239,7 @@ _FINISH_RUNS = f"""
     closed AS (
         UPDATE agentflow_approval a SET status = 'cancelled', decided_at = g.now
         FROM gone JOIN given g ON g.run_id = gone.run_id
-        WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status = 'pending'
+        WHERE gone.kind = 'approval' AND a.id = gone.topic AND a.status || '' = 'pending'
     )
     SELECT id, parent_id, parent_key, mail, cancel FROM ended
 """

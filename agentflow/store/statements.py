@@ -61,6 +61,13 @@ worker = table_of(WorkerRow).c
 function = table_of(FunctionRow).c
 idempotency = table_of(IdempotencyRow).c
 
+# Of a row that is found by its key. No index has it in these words: in a table that PostgreSQL still believes to be
+# small, an index of all that runs, or of all that is pending, looks cheaper than the key, and would be read from end to
+# end.
+IS_QUEUED = run.status + raw("0", Integer) == raw("0", Integer)
+IS_RUNNING = run.status + raw("0", Integer) == raw("1", Integer)
+_IS_PENDING = approval.status + raw("''", Text) == raw("'pending'", Text)
+
 _RUN, _RUN_IO, _STEP, _WAIT = (table_of(row) for row in (RunRow, RunIoRow, StepRow, WaitRow))
 
 STEP_COLUMNS = (
@@ -183,7 +190,7 @@ SUSPEND_RUN = Statement(
             run.id == text("run"),
             run.epoch == big("at_epoch"),
             run.owner == text("by"),
-            run.status == raw("1", Integer),
+            IS_RUNNING,
             run.mail == big("seen"),
             run.cancel_at.is_(None),
             ~exists().where(step.run_id == text("run"), step.seq.is_(None)),
@@ -199,7 +206,7 @@ RELEASE_RUN = Statement(
             run.id == text("run"),
             run.epoch == big("at_epoch"),
             run.owner == text("by"),
-            run.status == raw("1", Integer),
+            IS_RUNNING,
         )
         .returning(run.id)
     )
@@ -516,14 +523,14 @@ CLOSE_APPROVAL = Statement(
     lambda _: (
         update(table_of(ApprovalRow))
         .values(status=text("to"), decided_at=big("now"))
-        .where(approval.id == text("approval"), approval.status == raw("'pending'"))
+        .where(approval.id == text("approval"), _IS_PENDING)
     )
 )
 CLOSE_APPROVALS = Statement(
     lambda _: (
         update(table_of(ApprovalRow))
         .values(status=text("to"), decided_at=big("now"))
-        .where(approval.run_id == text("run"), approval.status == raw("'pending'"))
+        .where(approval.run_id == text("run"), _IS_PENDING)
     )
 )
 SAVE_DECISION = Statement(

@@ -11,7 +11,7 @@ from sqlalchemy import text as raw_text
 from agentflow.clock import NEVER
 from agentflow.store.rows import BucketRow, HolderRow, JoinedRow, RateRow, RunIoRow, RunRow, SlotRow, table_of
 from agentflow.store.statement import Flavour, Statement, big, text
-from agentflow.store.statements import function, run, run_io
+from agentflow.store.statements import IS_QUEUED, IS_RUNNING, function, run, run_io
 
 _RUN = table_of(RunRow)
 _LANE = _RUN.alias("lane")
@@ -22,8 +22,6 @@ rate = table_of(RateRow).c
 holder = table_of(HolderRow).c
 joined = table_of(JoinedRow).c
 
-_QUEUED = run.status == raw("0", Integer)
-_RUNNING = run.status == raw("1", Integer)
 
 # --------------------------------------------------------------------------------------------- when it is stored
 
@@ -147,7 +145,7 @@ BLOCK_RUNS = Statement(
             ready_at=func.coalesce(run.deadline, raw(str(NEVER), BigInteger)),
             reason=text("why"),
         )
-        .where(d.among(run.id, "ids"), run.owner == text("by"), _RUNNING)
+        .where(d.among(run.id, "ids"), run.owner == text("by"), IS_RUNNING)
     )
 )
 READ_BUCKET = Statement(
@@ -156,7 +154,7 @@ READ_BUCKET = Statement(
 WRITE_BUCKET = Statement(lambda d: _upsert(d, table_of(BucketRow), "tat", "behind", "run_id"))
 IS_SCHEDULED = Statement(
     lambda _: select(run.id).where(
-        run.id == text("id"), _QUEUED, run.blocked_on.is_(None), run.started_at.is_(None)
+        run.id == text("id"), IS_QUEUED, run.blocked_on.is_(None), run.started_at.is_(None)
     )
 )
 
@@ -223,7 +221,9 @@ FREE_SLOTS = Statement(
 )
 FREE_STALE_SLOTS = Statement(
     lambda _: (
-        delete(table_of(SlotRow)).where(~exists().where(run.id == slot.run_id, _RUNNING)).returning(slot.key)
+        delete(table_of(SlotRow))
+        .where(~exists().where(run.id == slot.run_id, IS_RUNNING))
+        .returning(slot.key)
     )
 )
 READ_GATES = Statement(

@@ -21,6 +21,8 @@ from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import RunRow, WaitRow, WorkerRow, table_of
 from agentflow.store.statement import Bundle, Flavour, Statement, big, small, text
 from agentflow.store.statements import (
+    IS_QUEUED,
+    IS_RUNNING,
     MODEL_CALL_COLUMNS,
     STEP_COLUMNS,
     WAIT_COLUMNS,
@@ -91,7 +93,7 @@ RECLAIM_RUN = Statement(
         .where(
             run.id == text("run"),
             run.epoch == big("at_epoch"),
-            run.status == raw("0", Integer),
+            IS_QUEUED,
             run.ready_at <= big("now"),
             run.cancel_at.is_(None),
             run.crash_count == raw("0", Integer),
@@ -241,7 +243,7 @@ TAKE_FROM_OWNER = Statement(
             run.id == text("run"),
             run.owner == text("by"),
             run.epoch == big("at_epoch"),
-            run.status == raw("1", Integer),
+            IS_RUNNING,
         )
         .returning(run.id)
     )
