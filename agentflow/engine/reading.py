@@ -9,13 +9,19 @@ from typing import Any, TypeVar
 
 R = TypeVar("R")
 
+LONGEST_END_SECONDS = 2.0
+
 
 async def undisturbed(read: Coroutine[Any, Any, R]) -> R:
-    """What the read gives. It goes on alone when this is cancelled."""
+    """What the read gives. When this is cancelled, the read has its end first, if that comes soon."""
     # In a context of its own, or in a run's task it would be a branch of the run.
     task = contextvars.Context().run(asyncio.get_running_loop().create_task, read)
     task.add_done_callback(_retrieve)
-    return await asyncio.shield(task)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=LONGEST_END_SECONDS)
+        raise
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
