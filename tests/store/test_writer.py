@@ -39,7 +39,7 @@ class Recorder:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.fail_after_commit: list[Exception] = []
+        self.fail_after_commit: list[Exception | None] = []
         self.fail_before_commit: list[Exception] = []
         self._commit = self.backend.commit
         if isinstance(writer, LoopWriter):
@@ -66,8 +66,9 @@ class Recorder:
             raise self.fail_before_commit.pop(0)
 
     def _after(self, answer: Any) -> Any:
-        if self.fail_after_commit:
-            raise self.fail_after_commit.pop(0)
+        error = self.fail_after_commit.pop(0) if self.fail_after_commit else None
+        if error is not None:
+            raise error
         return answer
 
 
@@ -123,9 +124,11 @@ async def test_after_an_ambiguous_commit_the_batch_is_played_again_and_all_is_th
     await world.wait(key, a_wait())
     recorder = Recorder(world.store)
     recorder.gate.clear()
-    recorder.fail_after_commit.append(ConnectionResetError("cut while committing"))
+    recorder.fail_after_commit += [None, ConnectionResetError("cut while committing")]
     recorder.backend.diagnose = _outage_if(ConnectionResetError, recorder.backend.diagnose)
     run = a_run()
+    before = world.store.submit(StartRun(a_run(), 1_000))
+    await asyncio.to_thread(recorder.entered.wait, 10)  # so that what follows is one batch
     futures = [
         world.store.submit(operation)
         for operation in (
@@ -135,6 +138,7 @@ async def test_after_an_ambiguous_commit_the_batch_is_played_again_and_all_is_th
         )
     ]
     recorder.gate.set()
+    await before
     step, started, signal = await asyncio.gather(*futures)
     # A step that is there with our own outcome is as good as done.
     assert step in (Done(1), Exists(a_step("a", 1), 1))
