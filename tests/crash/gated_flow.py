@@ -39,7 +39,7 @@ def make_app(database_url: str, log: str) -> App:
         await step.run("note", write_line, log, f"single {ctx.data['n']}")
         await step.wait_for_signal("end", signal="end", timeout="1h")
 
-    @app.function(on="row", batch=Batch(50, "2s", key="data.key"))
+    @app.function(on="row", batch=Batch(50, "4s", key="data.key"))
     async def batched(ctx: Context[dict[str, Any]], step: Step) -> int:
         write_line(log, f"batched {ctx.data['key']} {','.join(str(event.data['n']) for event in ctx.events)}")
         return len(ctx.events)
