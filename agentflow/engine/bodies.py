@@ -77,6 +77,7 @@ class Bodies:
             except NotYet as wait:
                 if runner.is_over:
                     raise runner.unwinding() from None
+                runner.stream.flush()  # the run may leave memory now
                 await runner.waits.nap(wait.until, reason=wait.reason, is_woken=wait.is_woken)
             except (Exception, SystemExit) as error:  # asyncio would end the worker by a SystemExit
                 failed = await self._take_failure(attempt, body, policy, failures, error, started_at)
