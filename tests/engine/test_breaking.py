@@ -842,7 +842,7 @@ async def test_runs_that_are_due_and_cannot_be_claimed_do_not_make_the_loop_spin
         store,  # type: ignore[arg-type]
         SystemClock(),
         Registry("t"),
-        Wakeups(on_mail=lambda _: None, on_any=lambda: None),
+        Wakeups(on_ready=lambda _: False, on_mail=lambda _: None, on_any=lambda: None),
         app="t",
         worker=lambda: ("w", 1),
         room=lambda: 5,
