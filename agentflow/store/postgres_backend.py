@@ -78,6 +78,8 @@ class PostgresBackend:
 
     async def commit(self, operations: Sequence[Any]) -> tuple[list[Any], list[Hint]]:
         point("before_commit")
+        if self._connection.is_to_plan_again():
+            await self._connection.execute("DISCARD PLANS")
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
         plan = Plan.of(operations)
         hints: list[Hint] = []

@@ -6,15 +6,19 @@ and each step read all of it: with 500 runs in memory a batch of steps took ten 
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 
-from agentflow.store import postgres_reclaim, postgres_vectors
+from agentflow.store import postgres_connection, postgres_reclaim, postgres_vectors
 from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.postgres_connection import connect
+from agentflow.store.postgres_schema import migrate
+from tests.store.support import World, make_store, with_worker
 
 OF_ALL = ("agentflow_run_owner", "agentflow_run_claim", "agentflow_run_blocked", "agentflow_approval_status")
 """Indexes of what may be any number of rows."""
@@ -39,14 +43,44 @@ STATEMENTS: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("what", STATEMENTS)
-async def test_an_empty_table_s_plan_goes_by_the_key(postgres_ready: str, what: str) -> None:
-    connection = await connect(postgres_ready, plans_once=True)
+@pytest.fixture
+async def world(postgres_ready: str) -> AsyncIterator[World]:
+    store = make_store(postgres_ready)
+    await store.open()
+    yield await with_worker(store)
+    await store.close()
+
+
+async def test_the_plans_of_a_new_database_go_by_the_keys(postgres_url: str) -> None:
+    await migrate(postgres_url)
+    connection = await connect(postgres_url, plans_once=True)
     try:
-        plan = await _plan(connection, STATEMENTS[what])
+        plans = {what: await _plan(connection, statement) for what, statement in STATEMENTS.items()}
     finally:
         await connection.close()
-    assert not [index for index in OF_ALL if index in plan], plan
+    assert {what: plan for what, plan in plans.items() if any(index in plan for index in OF_ALL)} == {}
+
+
+async def test_a_connection_that_writes_plans_again_after_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, told = await world.start(), list[str]()
+    execute = asyncpg.Connection.execute
+
+    async def recorded(self: Any, query: str, *args: Any, **kwargs: Any) -> Any:
+        told.append(query)
+        return await execute(self, query, *args, **kwargs)
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", recorded)
+    await world.step(key, "a", 1)
+    assert "DISCARD PLANS" not in told
+    monkeypatch.setattr(postgres_connection, "PLANNED_FOR_SECONDS", 0.0)
+    writer: Any = world.store._writer  # type: ignore[attr-defined]
+    writer._backend._connection._plan_again_at = 0.0
+    await world.step(key, "b", 2)
+    await world.step(key, "c", 3)
+    assert told.count("DISCARD PLANS") == 2
+    assert len((await world.store.queries.list_steps(key.run_id)).data) == 3
 
 
 async def _plan(connection: Any, statement: str) -> str:
@@ -54,4 +88,5 @@ async def _plan(connection: Any, statement: str) -> str:
     nulls = ", ".join(["NULL"] * len(prepared.get_parameters()))
     await connection.execute(f"PREPARE tried AS {statement}")
     rows = await connection.fetch(f"EXPLAIN EXECUTE tried({nulls})" if nulls else "EXPLAIN EXECUTE tried")
+    await connection.execute("DEALLOCATE tried")
     return "\n".join(row[0] for row in rows)
