@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from agentflow.crashpoints import point
-from agentflow.errors import ConfigurationError, ProviderError
+from agentflow.errors import ConfigurationError, InvalidInput, ProviderError
 from agentflow.model_limits import estimate_tokens, model_turn
 from agentflow.models.answers import priced
+from agentflow.models.conversation import check_can_carry
 from agentflow.models.ledger import CallState, state_after
 from agentflow.models.memo import ModelMemo, Question
 from agentflow.models.output import output_spec
@@ -73,6 +74,15 @@ class Asking:
                 if self._row is not None:
                     await self._attempt.write_model_call(self._row)
                 raise
+            except InvalidInput as error:
+                if failure is None:
+                    raise
+                logger.warning(
+                    "%s: %s cannot be asked instead: %s", self._attempt.key, model_ref(model), error
+                )
+                if position == len(models) - 1:
+                    raise failure from error
+                continue
             except ProviderError as error:
                 if position == len(models) - 1 or not _may_ask_another(error):
                     raise
@@ -88,7 +98,7 @@ class Asking:
         return await self._attempt.list_own_model_calls()
 
     async def _ask_one(self, model: Model, number: int, unended: Sequence[ModelCall]) -> ModelMemo:
-        request = self._request(model)
+        request = self._checked_request(model)
         row = self._new_row(model, request, number)
         tokens = estimate_tokens(request)
         async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
@@ -101,6 +111,11 @@ class Asking:
     def _request(self, model: Model) -> ModelRequest:
         spec = output_spec(self._question.output, capabilities=model.capabilities)
         return self._question.request(model_ref(model), spec)
+
+    def _checked_request(self, model: Model) -> ModelRequest:
+        """The request. Raises `InvalidInput` for what the model's API cannot carry of it."""
+        check_can_carry(model, self._question.messages)
+        return self._request(model)
 
     def _new_row(self, model: Model, request: ModelRequest, number: int) -> ModelCall:
         return ModelCall(

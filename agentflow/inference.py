@@ -19,7 +19,7 @@ from agentflow.doubts import decide, memo_of_person
 from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, InDoubt
 from agentflow.keys import escape
-from agentflow.models.conversation import check_conversation
+from agentflow.models.conversation import check_conversation, check_size
 from agentflow.models.ledger import Billing
 from agentflow.models.memo import ModelMemo, Question, name_of, read_memo
 from agentflow.models.messages import MessageLike, to_messages
@@ -220,6 +220,7 @@ def ask_model(
         is_new = True
         question = await prepare(attempt)
         check_conversation(question.messages)
+        check_size(question.messages, most=runner.settings.max_step_bytes)
         if given:
             return memo_of_person(question, *given)
         options: dict[str, Any] = {"now": runner.now, "agent": agent, "stream": stream, "listener": listener}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agentflow.errors import ConfigurationError, ProviderError, RateLimited
 from agentflow.flow import ModelRateLimit
 from agentflow.models.function import FunctionModel
+from agentflow.models.media import CHARACTERS_PER_TOKEN, characters_that_count
 from agentflow.models.registry import known_providers
 from agentflow.models.response import ModelRequest
 
@@ -26,8 +27,6 @@ ModelLimits = Mapping[str, ModelRateLimit]
 DEFAULT_BACK_OFF: Final = 5.0
 LONGEST_BACK_OFF: Final = 3600.0
 """Seconds for which a 429 slows every worker: without a `retry-after`, and whatever it asks for."""
-
-CHARACTERS_PER_TOKEN: Final = 4
 
 
 @dataclass
@@ -65,9 +64,11 @@ async def model_turn(
 
 
 def estimate_tokens(request: ModelRequest) -> int:
-    """How many tokens a request may use: what is asked, by its length, and the longest answer that is allowed."""
+    """How many tokens a request may use: what is asked, by its length (of an image or a file by what it may show), and
+    the longest answer that is allowed."""
     asked = request.model_dump_json(include={"messages", "instructions", "tools", "output"})
-    return len(asked) // CHARACTERS_PER_TOKEN + (request.settings.max_tokens or 0)
+    characters = characters_that_count(len(asked), request.media)
+    return characters // CHARACTERS_PER_TOKEN + (request.settings.max_tokens or 0)
 
 
 def as_model_limits(values: Sequence[Any]) -> dict[str, ModelRateLimit]:

@@ -5,8 +5,8 @@ See `providers/README.md` in the repository for a whole provider in forty lines.
 
 from agentflow.models.clients import imported, shared_client
 from agentflow.models.failures import exception_failure, status_failure, stream_failure
+from agentflow.models.media import FilePart, ImagePart, Media
 from agentflow.models.messages import (
-    ImagePart,
     Message,
     OpaquePart,
     Origin,
@@ -15,15 +15,18 @@ from agentflow.models.messages import (
     TextPart,
     ToolCall,
     ToolResult,
+    UserPart,
 )
 from agentflow.models.origin import Item, items_to_send_back, tool_call, with_unique_ids
 from agentflow.models.output import lower_output
 from agentflow.models.protocol import (
     BackgroundModel,
     Capabilities,
+    ContentCheck,
     Failure,
     LookupModel,
     Model,
+    PricedApart,
     SdkUsage,
     StreamEvent,
     Submitted,
@@ -50,12 +53,15 @@ __all__ = [
     "AttemptReset",
     "BackgroundModel",
     "Capabilities",
+    "ContentCheck",
     "Delta",
     "Failure",
+    "FilePart",
     "FinishReason",
     "ImagePart",
     "Item",
     "LookupModel",
+    "Media",
     "Message",
     "Model",
     "ModelRequest",
@@ -65,6 +71,7 @@ __all__ = [
     "Origin",
     "OutputSpec",
     "Part",
+    "PricedApart",
     "RawAnswer",
     "ReasoningDelta",
     "ReasoningPart",
@@ -78,6 +85,7 @@ __all__ = [
     "ToolResult",
     "ToolSpec",
     "Usage",
+    "UserPart",
     "exception_failure",
     "imported",
     "items_to_send_back",

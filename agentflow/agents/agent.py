@@ -26,6 +26,7 @@ from agentflow.errors import ConfigurationError
 from agentflow.functions import Function
 from agentflow.inference import check_billing
 from agentflow.models.ledger import Billing
+from agentflow.models.messages import UserPart
 from agentflow.models.registry import ModelLike
 from agentflow.models.response import ModelSettings
 from agentflow.step import Step, scoped
@@ -218,7 +219,7 @@ class AgentFunction(Function[AgentInput, Any]):
         async def run_agent(context: Context[AgentInput], step: Step) -> Any:
             given = context.data
             own = scoped(step, agent.name)
-            loop = Loop(agent, own, given.prompt, thread=given.thread, budget=given.budget)
+            loop = Loop(agent, own, _as_message(given.prompt), thread=given.thread, budget=given.budget)
             return (await loop.execute()).output
 
         super().__init__(
@@ -234,6 +235,11 @@ class AgentFunction(Function[AgentInput, Any]):
             related=tuple(agent.related),
         )
         self.checks_of_tools = {tool.name: tool.validate for tool in agent.tools}
+
+
+def _as_message(prompt: str | list[str | UserPart]) -> Prompt:
+    """All of it is one message, also where there is nothing but texts."""
+    return prompt if isinstance(prompt, str) else {"role": "user", "parts": prompt}
 
 
 def _own_and_servers(

@@ -10,6 +10,7 @@ from typing import Final
 from agentflow.agents.conversation import Conversation
 from agentflow.errors import ConfigurationError
 from agentflow.model_limits import estimate_tokens
+from agentflow.models.media import Media
 from agentflow.models.memo import Question
 from agentflow.models.messages import Message, TextPart, ToolCall, ToolResult
 from agentflow.models.registry import ModelLike
@@ -32,6 +33,7 @@ class Compaction:
     A turn is what the user says, or what a model says, with the calls that it makes and their results. The summary is
     a model call of its own, by `model` or else the agent's: a step, in the ledger, within the limits. On a thread the
     messages themselves are kept; later turns are told the summary. What the run itself was asked is always told.
+    Images and files are not shown to who summarises: a summary says that they were there, and what was said of them.
     """
 
     at_tokens: int
@@ -77,6 +79,8 @@ def _as_text(message: Message) -> str:
             case ToolCall():
                 arguments = part.invalid_args or json.dumps(part.args, ensure_ascii=False)
                 texts.append(f"calls {part.name}({arguments})")
+            case Media():
+                texts.append(part.told)
             case ToolResult():
                 texts.append(("failed: " if part.is_error else "result: ") + part.text)
     return f"[{message.role}]\n" + "\n".join(texts)

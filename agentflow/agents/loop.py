@@ -34,7 +34,7 @@ from agentflow.errors import (
 from agentflow.inference import Asked, ask_model, check_unchanged
 from agentflow.models.ledger import CallState
 from agentflow.models.memo import Question, name_of, read_memo
-from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
+from agentflow.models.messages import Message, Origin, ToolCall, ToolResult, to_messages
 from agentflow.models.output import FINAL_ANSWER, ask_again
 from agentflow.models.registry import resolve_model
 from agentflow.models.response import ModelResponse
@@ -140,14 +140,14 @@ class Loop(Generic[T]):
 
     async def _prompted(self) -> list[Message]:
         messages = to_messages(self._prompt)
-        if not messages or messages[-1].role != "user" or not messages[-1].text:
+        if not messages or messages[-1].role != "user" or not (messages[-1].text or messages[-1].media):
             raise InvalidInput(
                 f"the prompt of agent {self._first.name!r} is empty, or does not end with the user"
             )
         told = messages[-1].text
         passed = await self._guarded("input", told, codec_for(str))
         if passed != told:
-            messages[-1] = Message(role="user", parts=[TextPart(text=passed)])
+            messages[-1] = messages[-1].with_text(passed)
         return messages
 
     async def _guarded(self, place: On, value: Any, codec: Codec[Any]) -> Any:

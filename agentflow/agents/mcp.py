@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import ValidationError
 from typing_extensions import Unpack
 
 from agentflow.agents.mcp_sessions import session_of
@@ -20,7 +21,7 @@ from agentflow.agents.tools import Effect, Tool, ToolContext
 from agentflow.approvals import Approval
 from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, ToolFailed
-from agentflow.models.messages import ImagePart
+from agentflow.models.media import ImagePart
 from agentflow.models.response import ToolSpec
 from agentflow.retry import Retry
 
@@ -284,9 +285,9 @@ def _block(item: ContentBlock) -> str | ImagePart:
         case "text":
             return item.text
         case "image":
-            return ImagePart(media_type=item.mime_type, data=item.data)
+            return _image(item.mime_type, item.data) or _not_shown(item.mime_type, item.data)
         case "audio":
-            return f"[{item.mime_type}, {_size(item.data)} bytes: not shown]"
+            return _not_shown(item.mime_type, item.data)
         case "resource_link":
             return f"[{item.title or item.name}: {item.uri}]"
         case "resource":
@@ -295,16 +296,24 @@ def _block(item: ContentBlock) -> str | ImagePart:
             if text is not None:
                 return text
             kind, data = resource.mime_type or "application/octet-stream", getattr(resource, "blob", "")
-            if kind in _SHOWN:
-                return ImagePart(media_type=kind, data=data)
-            return f"[{resource.uri}, {kind}, {_size(data)} bytes: not shown]"
+            return _image(kind, data) or _not_shown(f"{resource.uri}, {kind}", data)
 
 
 _SHOWN = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
-def _size(base64: str) -> int:
-    return len(base64.rstrip("=")) * 3 // 4
+def _image(kind: str, data: str) -> ImagePart | None:
+    """The image; `None` where it is none that a model is shown, or is not told as MCP wants it."""
+    if kind not in _SHOWN:
+        return None
+    try:
+        return ImagePart(media_type=kind, data=data)
+    except ValidationError:
+        return None
+
+
+def _not_shown(what: str, data: str) -> str:
+    return f"[{what}, {len(data.rstrip('=')) * 3 // 4} bytes: not shown]"
 
 
 def _approval(server: McpServer, tool: str) -> bool | Approval:

@@ -15,7 +15,7 @@ from agentflow.models.response import Usage
 T = TypeVar("T", default=Any)
 
 Prompt: TypeAlias = MessageLike | Sequence[MessageLike]
-"""A str, or a conversation that ends with the user."""
+"""A str, text with images and files (a list of str and parts), or a conversation that ends with the user."""
 
 
 class AgentResult(BaseModel, Generic[T]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -15,7 +15,7 @@ from agentflow.agents.limits import Limits
 from agentflow.agents.signatures import Arguments
 from agentflow.agents.surroundings import Surroundings
 from agentflow.agents.tools import FunctionTool, Tool
-from agentflow.models.messages import ToolCall
+from agentflow.models.messages import ToolCall, UserPart
 from agentflow.step import Step, child_run_id, runner_of
 
 if TYPE_CHECKING:
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 
 class AgentInput(BaseModel):
-    """What an agent is started with; a str is taken for the prompt."""
+    """What an agent is started with; a str is taken for the prompt, which may have images and files beside its text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: str = Field(min_length=1)
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[str | Annotated[UserPart, Field(discriminator="kind")]], Field(min_length=1)]
+    )
     thread: str | None = Field(default=None, min_length=1, max_length=512)
     """The conversation that it goes on with."""
     budget: SkipJsonSchema[Limits | None] = Field(default=None, exclude_if=lambda budget: budget is None)
@@ -35,13 +38,13 @@ class AgentInput(BaseModel):
 
     if not TYPE_CHECKING:  # AgentInput("text") is how people write it
 
-        def __init__(self, prompt: str | None = None, /, **fields: Any) -> None:
+        def __init__(self, prompt: str | list[str | UserPart] | None = None, /, **fields: Any) -> None:
             super().__init__(**({} if prompt is None else {"prompt": prompt}), **fields)
 
     @model_validator(mode="before")
     @classmethod
     def _accept_a_prompt(cls, value: object) -> object:
-        return {"prompt": value} if isinstance(value, str) else value
+        return {"prompt": value} if isinstance(value, str | list) else value
 
 
 class AgentTool(Tool[..., Any]):

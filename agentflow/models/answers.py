@@ -7,7 +7,7 @@ from typing import Any
 
 from agentflow.models.output import with_output
 from agentflow.models.pricing import cost_of, prices_version
-from agentflow.models.protocol import Model
+from agentflow.models.protocol import Model, PricedApart
 from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,10 @@ def priced(model: Model, answer: RawAnswer) -> RawAnswer:
         # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens.
         if cost is None and response.usage.total_tokens:
             cost = cost_of(
-                getattr(model, "priced_as", model.provider), response.model or model.model, response.usage
+                getattr(model, "priced_as", model.provider),
+                response.model or model.model,
+                response.usage,
+                apart=model.priced_apart(answer.raw) if isinstance(model, PricedApart) else None,
             )
     except Exception:
         logger.exception("no price for answer %s of %s:%s", answer.provider_id, answer.provider, answer.model)

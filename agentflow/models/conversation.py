@@ -1,5 +1,5 @@
-"""What every provider demands of a conversation, checked before the request leaves: a paid-for 400 tells
-less.
+"""What every provider demands of a conversation, and what the one that is asked can carry of it, checked before the
+request leaves: a paid-for 400 tells less.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from agentflow.errors import InvalidInput
+from agentflow.models.media import ImagePart
 from agentflow.models.messages import Message
+from agentflow.models.protocol import ContentCheck, Model, model_ref
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
@@ -38,6 +40,32 @@ def check_conversation(messages: Sequence[Message]) -> None:
     # max_tokens).
     if last.role == "assistant" and last.origin is None:
         raise InvalidInput("the conversation ends with the assistant: there is nothing to ask the model")
+
+
+def check_size(messages: Sequence[Message], *, most: int) -> None:
+    """Raise `InvalidInput` where users' images and files have more than so many bytes in the messages themselves."""
+    given = [part for message in messages if message.role == "user" for part in message.media]
+    size = sum(part.content_length for part in given)
+    if size > most:
+        raise InvalidInput(
+            f"the conversation holds {size} bytes of images and files (as base64), over the limit of {most} "
+            "(Settings.max_step_bytes): give a url=, or upload them to the provider and give the file_id="
+        )
+
+
+def check_can_carry(model: Model, messages: Sequence[Message]) -> None:
+    """Raise `InvalidInput` for an image or a file of the user's that the model's API cannot carry."""
+    for position, message in enumerate(messages):
+        for part in message.media if message.role == "user" else ():
+            what, can = ("images", model.capabilities.images)
+            if not isinstance(part, ImagePart):
+                what, can = ("files", model.capabilities.files)
+            if not can:
+                raise InvalidInput(
+                    f"message {position} has {part.told}, and {model_ref(model)} takes no {what}: ask another model"
+                )
+    if isinstance(model, ContentCheck):
+        model.check_content(messages)
 
 
 def _take_results(open_calls: Counter[str], message: Message, *, position: int) -> None:

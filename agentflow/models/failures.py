@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from agentflow.errors import Billed, ConfigurationError, ContextTooLong, ProviderError, RateLimited, Refused
+from agentflow.errors import (
+    Billed,
+    ConfigurationError,
+    ContextTooLong,
+    InvalidInput,
+    ProviderError,
+    RateLimited,
+    Refused,
+)
 from agentflow.models.protocol import Failure
 
 _NOT_BILLED_STATUS = frozenset({400, 401, 402, 403, 404, 409, 413, 422, 429})
@@ -161,7 +169,7 @@ def _is_fault_of_the_set_up(error: BaseException) -> bool:
     of = type(error).__module__.partition(".")[0]
     # pytest-recording blocks the network with a plain RuntimeError.
     return (
-        isinstance(error, ConfigurationError)
+        isinstance(error, ConfigurationError | InvalidInput)
         or of in ("vcr", "pytest_recording")
         or "Network is disabled" in str(error)
     )

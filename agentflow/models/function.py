@@ -34,7 +34,9 @@ class FunctionModel:
     """
 
     provider = "function"
-    capabilities = Capabilities(json_schema=True, tools=True, streaming=True, offline=True)
+    capabilities = Capabilities(
+        json_schema=True, tools=True, streaming=True, images=True, files=True, offline=True
+    )
 
     def __init__(self, function: ReplyFunction, *, name: str | None = None) -> None:
         self._function = function

@@ -9,32 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from agentflow.errors import InvalidInput
+from agentflow.models.media import FilePart, ImagePart, Media
+from agentflow.models.values import Positional, Value
 
 Role: TypeAlias = Literal["user", "assistant", "tool"]
-
-
-class Value(BaseModel):
-    """A frozen value that refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Positional(Value):
-    """A value whose first fields may also be given by position, in the order of `by_position`."""
-
-    by_position: ClassVar[tuple[str, ...]] = ()
-
-    if not TYPE_CHECKING:  # type checkers see the keywords, which is what we write ourselves
-
-        def __init__(self, *args: Any, **fields: Any) -> None:
-            if len(args) > len(self.by_position):
-                raise TypeError(f"{type(self).__name__} takes {len(self.by_position)} arguments by position")
-            super().__init__(**dict(zip(self.by_position, args, strict=False)), **fields)
 
 
 class TextPart(Positional):
@@ -62,14 +45,6 @@ class OpaquePart(Value):
     type: str
 
 
-class ImagePart(Value):
-    """An image that a tool gave; `data` is base64."""
-
-    kind: Literal["image"] = "image"
-    media_type: str
-    data: str
-
-
 class ToolCall(Positional):
     """A tool that the model wants called.
 
@@ -89,7 +64,7 @@ class ToolCall(Positional):
 
 
 class ToolResult(Positional):
-    """The answer to one tool call: text, or a JSON value."""
+    """The answer to one tool call: text, a JSON value, or what a tool gave to be shown (`blocks`)."""
 
     by_position = ("call_id", "content", "is_error")
 
@@ -100,43 +75,48 @@ class ToolResult(Positional):
 
     @property
     def text(self) -> str:
-        """The content as a model is shown it: text as it is, everything else as JSON; of images that they are there."""
+        """The content as a model is shown it that reads text alone: text as it is, everything else as JSON; of images
+        and files that they are there."""
         if isinstance(self.content, str):
             return self.content
         if blocks := self.blocks:
-            return "\n".join(_told(block) for block in blocks)
+            return "\n".join(block.text if isinstance(block, TextPart) else block.told for block in blocks)
         return json.dumps(self.content, ensure_ascii=False, separators=(",", ":"))
 
     @property
-    def blocks(self) -> list[TextPart | ImagePart]:
-        """The content of a tool that gave images, text and images in their order; of all others `[]`.
+    def blocks(self) -> list[UserPart]:
+        """The content of a tool that gave images or files, these and the text between in their order; of all others
+        `[]`.
 
-        Such content is a list of `{"kind": "text", "text"}` and `{"kind": "image", "media_type", "data"}`.
+        Such content is a part as pydantic writes it, or a list of them and of str; or, as MCP servers give it, a list
+        of `{"kind": "text", "text"}` and `{"kind": "image", "media_type", "data"}`.
         """
-        if not isinstance(self.content, list) or not any(_is_kind(item, "image") for item in self.content):
+        items = self.content if isinstance(self.content, list) else [self.content]
+        if not any(_is_shown(item) for item in items):
             return []
         try:
-            return _BLOCKS.validate_python(self.content)
+            return _BLOCKS.validate_python([_as_part(item) for item in items])
         except ValidationError:
             return []  # some JSON of the user's
 
 
-def _is_kind(item: object, kind: str) -> bool:
-    return isinstance(item, dict) and item.get("kind") == kind
+def _is_shown(item: object) -> bool:
+    """Whether it is an image or a file. JSON of the user's may look much alike: each field has to be there."""
+    if not isinstance(item, dict):
+        return False
+    if item.get("kind") == "image" and {"media_type", "data"} <= item.keys():
+        return True
+    fields = {"image": ImagePart.model_fields, "file": FilePart.model_fields}.get(str(item.get("kind")))
+    return fields is not None and fields.keys() <= item.keys()
 
 
-def _told(block: TextPart | ImagePart) -> str:
-    if isinstance(block, TextPart):
-        return block.text
-    return f"[{block.media_type}, {len(block.data.rstrip('=')) * 3 // 4} bytes: not shown]"
-
-
-_BLOCKS: TypeAdapter[list[TextPart | ImagePart]] = TypeAdapter(
-    list[Annotated[TextPart | ImagePart, Field(discriminator="kind")]]
-)
+UserPart: TypeAlias = TextPart | ImagePart | FilePart
+"""What a user's message is made of."""
+_BLOCKS: TypeAdapter[list[UserPart]] = TypeAdapter(list[Annotated[UserPart, Field(discriminator="kind")]])
 
 Part: TypeAlias = Annotated[
-    TextPart | ReasoningPart | OpaquePart | ToolCall | ToolResult, Field(discriminator="kind")
+    TextPart | ImagePart | FilePart | ReasoningPart | OpaquePart | ToolCall | ToolResult,
+    Field(discriminator="kind"),
 ]
 
 
@@ -151,7 +131,7 @@ class Message(Positional):
     """One message of a conversation.
 
     A str is a user's message, and `content` may stand for `parts`: `Message.model_validate("hello")`,
-    `Message.model_validate({"role": "user", "content": "hello"})`.
+    `Message.model_validate({"role": "user", "content": "hello"})`. A user's parts are text, images and files.
     """
 
     by_position = ("role", "parts")
@@ -191,6 +171,13 @@ class Message(Positional):
         """All text blocks, joined with nothing between."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
+    def with_text(self, text: str) -> Message:
+        """The same with this text alone, where its first text is; images and files stay where they are."""
+        place = next((n for n, part in enumerate(self.parts) if isinstance(part, TextPart)), 0)
+        before, after = self.parts[:place], self.parts[place:]
+        others = [part for part in after if not isinstance(part, TextPart)]
+        return self.model_copy(update={"parts": [*before, TextPart(text=text), *others]})
+
     @property
     def tool_calls(self) -> list[ToolCall]:
         return [part for part in self.parts if isinstance(part, ToolCall)]
@@ -199,9 +186,20 @@ class Message(Positional):
     def tool_results(self) -> list[ToolResult]:
         return [part for part in self.parts if isinstance(part, ToolResult)]
 
+    @property
+    def user_parts(self) -> list[UserPart]:
+        """Its texts, images and files, in their order."""
+        return [part for part in self.parts if isinstance(part, TextPart | ImagePart | FilePart)]
+
+    @property
+    def media(self) -> list[ImagePart | FilePart]:
+        """Its images and files, those of tool results too."""
+        shown = [block for result in self.tool_results for block in result.blocks]
+        return [part for part in (*self.parts, *shown) if isinstance(part, ImagePart | FilePart)]
+
 
 _PARTS_OF: dict[str, tuple[str, ...]] = {
-    "user": ("text",),
+    "user": ("text", "image", "file"),
     "assistant": ("text", "reasoning", "opaque", "tool_call"),
     "tool": ("tool_result",),
 }
@@ -224,12 +222,20 @@ def _as_part(value: object) -> object:
     return value
 
 
-MessageLike: TypeAlias = Message | str | dict[str, Any]
+MessageLike: TypeAlias = Message | str | dict[str, Any] | UserPart
 
 
 def to_messages(value: MessageLike | Sequence[MessageLike]) -> list[Message]:
-    """A conversation from a str, one message or several; raises `InvalidInput`."""
-    items: Sequence[MessageLike] = [value] if isinstance(value, Message | str | dict) else value
+    """A conversation from a str, one message or several; raises `InvalidInput`.
+
+    In a list that holds parts (`["What is this?", ImagePart(...)]`), those and the str beside them are one message of
+    the user's; in any other list a str is a message of its own.
+    """
+    items: Sequence[MessageLike] = (
+        [value] if isinstance(value, Message | str | dict | TextPart | Media) else list(value)
+    )
+    if any(_is_part(item) for item in items):
+        items = _with_parts_as_messages(items)
     messages = []
     for position, item in enumerate(items):
         try:
@@ -240,6 +246,26 @@ def to_messages(value: MessageLike | Sequence[MessageLike]) -> list[Message]:
                 f"message {position} of the conversation does not validate: {reasons}"
             ) from error
     return messages
+
+
+def _is_part(item: object) -> bool:
+    return isinstance(item, TextPart | Media) or (
+        isinstance(item, dict) and "kind" in item and "role" not in item
+    )
+
+
+def _with_parts_as_messages(items: Sequence[MessageLike]) -> list[MessageLike]:
+    made: list[MessageLike] = []
+    said: list[Any] = []
+    for item in items:
+        if isinstance(item, str) or _is_part(item):
+            if not said:
+                made.append({"role": "user", "parts": said})
+            said.append(item)
+        else:
+            made.append(item)
+            said = []
+    return made
 
 
 def _reason(where: tuple[int | str, ...], what: str) -> str:

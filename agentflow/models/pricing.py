@@ -5,6 +5,7 @@ An unknown model costs None, never 0: a limit on money then fails closed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
@@ -15,8 +16,11 @@ from agentflow.models.response import Usage
 _PRICED_AS = {"openai-chat": "openai"}
 
 
-def cost_of(provider: str, model: str, usage: Usage) -> Decimal | None:
-    """The cost of `usage` in US dollars, or None when the model or a price is not known."""
+def cost_of(
+    provider: str, model: str, usage: Usage, *, apart: Mapping[str, int] | None = None
+) -> Decimal | None:
+    """The cost of `usage` in US dollars, or None when the model or a price is not known. `apart` are those of its
+    tokens that have another price than their kind (`PricedApart`)."""
     from genai_prices import Usage as PricedUsage
     from genai_prices import calc_price
 
@@ -27,6 +31,7 @@ def cost_of(provider: str, model: str, usage: Usage) -> Decimal | None:
                 cache_read_tokens=usage.cached_tokens,
                 cache_write_tokens=usage.cache_write_tokens,
                 output_tokens=usage.output_tokens,
+                **(apart or {}),
             ),
             model,
             provider_id=_PRICED_AS.get(provider, provider),

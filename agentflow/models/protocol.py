@@ -6,11 +6,12 @@ and brings the raw answer back. Everything else follows from `parse` and `classi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from agentflow.errors import Billed, ProviderError
+from agentflow.models.messages import Message
 from agentflow.models.response import Delta, ModelRequest, ModelResponse, RawAnswer, Usage
 
 StreamEvent: TypeAlias = Delta | RawAnswer
@@ -24,6 +25,10 @@ class Capabilities:
     """Holds its answer to a JSON Schema (`OutputSpec.mode == "native"`)."""
     tools: bool = True
     streaming: bool = False
+    images: bool = False
+    """Takes images in a user's message. What of them it cannot carry, a `ContentCheck` says."""
+    files: bool = False
+    """Takes files in a user's message."""
     background: bool = False
     """Is a `BackgroundModel`: a call is found again by its id after a crash."""
     lookup: bool = False
@@ -155,6 +160,25 @@ class SdkUsage(Protocol):
 
     def usage_of(self, answer: Mapping[str, Any]) -> Usage:
         """The usage in an answer's JSON, nothing where it has none. Pure."""
+        ...
+
+
+@runtime_checkable
+class ContentCheck(Protocol):
+    """A provider that knows before a request what images and files its API cannot carry."""
+
+    def check_content(self, messages: Sequence[Message]) -> None:
+        """Raise `InvalidInput` for what the API cannot carry. Pure."""
+        ...
+
+
+@runtime_checkable
+class PricedApart(Protocol):
+    """A provider some of whose tokens have a price of their own."""
+
+    def priced_apart(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
+        """Of the tokens that an answer's JSON counts those, by the names of `genai-prices`:
+        `{"cache_write_1h_tokens": 418}`. They are in the usage as well. Pure."""
         ...
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from agentflow.errors import ConfigurationError
+from agentflow.models.media import characters_that_count
 from agentflow.models.messages import Message, Part, TextPart, ToolCall
 from agentflow.models.output import FINAL_ANSWER
 from agentflow.models.response import ModelRequest, ModelResponse, Usage, canonical_json
@@ -66,11 +67,9 @@ def _response(parts: list[str | ToolCall], request: ModelRequest) -> ModelRespon
         text=text,
         tool_calls=_numbered(calls),
         usage=Usage(
-            input_tokens=_tokens(
-                canonical_json(request.model_dump(mode="json", exclude={"settings", "model"}))
-            ),
-            output_tokens=_tokens(text)
-            + sum(_tokens(call.name + canonical_json(call.args)) for call in calls),
+            input_tokens=_tokens(characters_that_count(_length(request), request.media)),
+            output_tokens=_tokens(len(text))
+            + sum(_tokens(len(call.name + canonical_json(call.args))) for call in calls),
         ),
     )
 
@@ -105,6 +104,10 @@ def _numbered(calls: Sequence[ToolCall]) -> list[ToolCall]:
     ]
 
 
-def _tokens(text: str) -> int:
+def _length(request: ModelRequest) -> int:
+    return len(canonical_json(request.model_dump(mode="json", exclude={"settings", "model"})))
+
+
+def _tokens(characters: int) -> int:
     """About as many as a real model would count: four characters each."""
-    return (len(text) + 3) // 4
+    return (characters + 3) // 4

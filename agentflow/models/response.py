@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
 
-from agentflow.models.messages import Message, ToolCall, Value, to_messages
+from agentflow.models.media import FilePart, ImagePart
+from agentflow.models.messages import Message, ToolCall, to_messages
+from agentflow.models.values import Value
 
 FinishReason: TypeAlias = Literal["stop", "tool_calls", "length", "refusal", "content_filter", "pause"]
 
@@ -64,6 +66,12 @@ class ModelSettings(Value):
     """A budget for thinking, for models that take one (Anthropic)."""
     latency: Literal["batch", "2h", "8h"] | None = None
     """Cheaper and later: the batch APIs, or the longer completion windows of OpenAI."""
+    cache: Literal["5m", "1h", "24h"] | None = None
+    """For how long the provider is to keep the beginning of the prompt: instructions, tools, what was said. Reading it
+    there again is much cheaper. Anthropic's API keeps nothing unless it is told to, and then 5 minutes or an hour
+    (writing it for an hour costs twice the input); OpenAI's keeps by itself, and longer for `24h`."""
+    cache_key: str | None = Field(default=None, min_length=1)
+    """Says which requests begin alike, so that OpenAI sends them where their beginning is kept."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
     def merged(self, other: ModelSettings | None) -> ModelSettings:
@@ -123,9 +131,17 @@ class ModelRequest(Value):
         """The text of the last user message, `""` when there is none."""
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
+    @property
+    def media(self) -> list[ImagePart | FilePart]:
+        """The images and files in its messages."""
+        return [part for message in self.messages for part in message.media]
+
     def digest(self) -> str:
         """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
-        return "sha256:" + hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+        asked = self.model_dump(mode="json", exclude={"settings"})
+        # Without the settings that nobody made: one that comes to be later leaves the digests of before as they are.
+        asked["settings"] = self.settings.model_dump(mode="json", exclude_defaults=True)
+        return "sha256:" + hashlib.sha256(canonical_json(asked).encode()).hexdigest()
 
 
 class RawAnswer(Value):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from agentflow.errors import InvalidInput
 from agentflow.providers import (
+    FilePart,
     FinishReason,
     ImagePart,
     Item,
@@ -28,6 +29,8 @@ from agentflow.providers import (
     tool_call,
     with_unique_ids,
 )
+from agentflow_anthropic.caching import with_breakpoints
+from agentflow_anthropic.content import block_of
 from agentflow_anthropic.events import UNREADABLE_INPUTS
 
 PROVIDER = "anthropic"
@@ -76,6 +79,8 @@ def request_body(request: ModelRequest, *, model: str) -> Item:
         body["top_p"] = settings.top_p
     if settings.stop:
         body["stop_sequences"] = list(settings.stop)
+    if settings.cache is not None:
+        body = with_breakpoints(body, settings.cache)
     return {**body, **settings.extra}
 
 
@@ -189,8 +194,8 @@ def _is_blank(item: Item) -> bool:
 
 def _item(part: Part) -> list[Item]:
     match part:
-        case TextPart(text=text):
-            return [{"type": "text", "text": text}]
+        case TextPart() | ImagePart() | FilePart():
+            return [block_of(part)]
         case ToolCall():
             return [{"type": "tool_use", "id": part.id, "name": part.name, "input": part.args}]
         case ToolResult():
@@ -201,14 +206,8 @@ def _item(part: Part) -> list[Item]:
 
 
 def _result(part: ToolResult) -> str | list[Item]:
-    return [_block(block) for block in part.blocks] or part.text
-
-
-def _block(block: TextPart | ImagePart) -> Item:
-    if isinstance(block, TextPart):
-        return {"type": "text", "text": block.text}
-    source = {"type": "base64", "media_type": block.media_type, "data": block.data}
-    return {"type": "image", "source": source}
+    blocks = [block_of(block) for block in part.blocks]
+    return [block for block in blocks if not _is_blank(block)] or part.text
 
 
 def _parts(items: Sequence[Item], unreadable: dict[str, str] | None = None) -> list[Part]:
@@ -244,3 +243,9 @@ def usage_of(usage: Item) -> Usage:
         output_tokens=usage.get("output_tokens") or 0,
         reasoning_tokens=(usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
     )
+
+
+def priced_apart(usage: Item) -> dict[str, int]:
+    """The tokens that were written to be kept for an hour, which cost more than those for five minutes."""
+    written = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
+    return {"cache_write_1h_tokens": written} if written else {}

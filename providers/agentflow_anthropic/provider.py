@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from agentflow.providers import (
     Capabilities,
     Failure,
     Item,
+    Message,
     ModelRequest,
     ModelResponse,
     RawAnswer,
@@ -27,8 +28,16 @@ from agentflow.providers import (
     status_failure,
     stream_failure,
 )
+from agentflow_anthropic.content import check_content
 from agentflow_anthropic.events import MessageAssembly
-from agentflow_anthropic.mapping import PROVIDER, request_body, response_of, supports_json_schema, usage_of
+from agentflow_anthropic.mapping import (
+    PROVIDER,
+    priced_apart,
+    request_body,
+    response_of,
+    supports_json_schema,
+    usage_of,
+)
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic, AsyncStream
@@ -73,6 +82,8 @@ class Anthropic:
             json_schema=supports_json_schema(model) if json_schema is None else json_schema,
             tools=True,
             streaming=True,
+            images=True,
+            files=True,
             asks_again=True,
         )
         self._base_url = base_url
@@ -116,6 +127,13 @@ class Anthropic:
     def usage_of(self, answer: Mapping[str, Any]) -> Usage:
         """The usage in an answer of any of the SDK's calls."""
         return usage_of(answer.get("usage") or {})
+
+    def priced_apart(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
+        """What was written to the cache for an hour."""
+        return priced_apart(answer.get("usage") or {})
+
+    def check_content(self, messages: Sequence[Message]) -> None:
+        check_content(messages)
 
     def classify(self, error: BaseException) -> Failure:
         if not type(error).__module__.startswith("anthropic"):

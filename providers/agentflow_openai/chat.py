@@ -23,6 +23,8 @@ from agentflow.providers import (
     tool_call,
     with_unique_ids,
 )
+from agentflow_openai.caching import cache_fields
+from agentflow_openai.content import chat_content
 from agentflow_openai.schemas import strict_schema
 
 PROVIDER = "openai-chat"
@@ -78,7 +80,7 @@ def request_body(request: ModelRequest, *, model: str, is_gateway: bool) -> Item
         body["stop"] = list(settings.stop)
     if settings.seed is not None:
         body["seed"] = settings.seed
-    return {**body, **settings.extra}
+    return {**body, **cache_fields(settings), **settings.extra}
 
 
 def response_of(raw: Item) -> ModelResponse:
@@ -123,7 +125,7 @@ def _messages(request: ModelRequest) -> list[Item]:
 def _items(message: Message) -> list[Item]:
     match message.role:
         case "user":
-            return [{"role": "user", "content": message.text}]
+            return [{"role": "user", "content": chat_content(message.user_parts)}]
         case "tool":
             return [
                 {"role": "tool", "tool_call_id": result.call_id, "content": result.text}

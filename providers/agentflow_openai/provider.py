@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentflow.errors import ConfigurationError, ProviderError
@@ -12,6 +12,7 @@ from agentflow.providers import (
     Capabilities,
     Failure,
     Item,
+    Message,
     ModelRequest,
     ModelResponse,
     RawAnswer,
@@ -19,7 +20,7 @@ from agentflow.providers import (
     Submitted,
     Usage,
 )
-from agentflow_openai import chat, responses
+from agentflow_openai import chat, content, responses
 from agentflow_openai.client import Account, answer_failure, classify
 from agentflow_openai.events import ChatAssembly, ResponseAssembly, events_in
 
@@ -84,7 +85,9 @@ class OpenAIResponses(_OpenAI):
     """
 
     provider = responses.PROVIDER
-    capabilities = Capabilities(json_schema=True, tools=True, streaming=True, background=True)
+    capabilities = Capabilities(
+        json_schema=True, tools=True, streaming=True, images=True, files=True, background=True
+    )
 
     def __init__(
         self,
@@ -110,6 +113,9 @@ class OpenAIResponses(_OpenAI):
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return responses.response_of(raw)
+
+    def check_content(self, messages: Sequence[Message]) -> None:
+        content.check_responses(messages)
 
     async def submit(
         self, request: ModelRequest, *, metadata: Mapping[str, str], stream: bool = False
@@ -238,6 +244,8 @@ class OpenAIChat(_OpenAI):
             json_schema=by_default if self._json_schema is None else self._json_schema,
             tools=True,
             streaming=True,
+            images=True,
+            files=True,
             lookup=True,
         )
 
@@ -266,6 +274,9 @@ class OpenAIChat(_OpenAI):
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return chat.response_of(raw)
+
+    def check_content(self, messages: Sequence[Message]) -> None:
+        content.check_chat(messages)
 
     async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer:
         """Ask, and have OpenAI keep the completion under this metadata."""

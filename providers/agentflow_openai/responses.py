@@ -9,7 +9,6 @@ from typing import Any
 
 from agentflow.providers import (
     FinishReason,
-    ImagePart,
     Item,
     Message,
     ModelRequest,
@@ -28,6 +27,8 @@ from agentflow.providers import (
     tool_call,
     with_unique_ids,
 )
+from agentflow_openai.caching import cache_fields
+from agentflow_openai.content import response_content, response_part
 from agentflow_openai.schemas import strict_schema
 
 PROVIDER = "openai"
@@ -69,7 +70,7 @@ def request_body(request: ModelRequest, *, model: str) -> Item:
         body["temperature"] = settings.temperature
     if settings.top_p is not None:
         body["top_p"] = settings.top_p
-    return {**body, **settings.extra}
+    return {**body, **cache_fields(settings), **settings.extra}
 
 
 def response_of(raw: Item) -> ModelResponse:
@@ -126,7 +127,7 @@ def _items(message: Message) -> list[Item]:
     if own is not None:
         return own
     if message.role == "user":
-        return [{"role": "user", "content": message.text}]
+        return [{"role": "user", "content": response_content(message.user_parts)}]
     return [item for part in message.parts for item in _item(part)]
 
 
@@ -146,14 +147,7 @@ def _item(part: Part) -> list[Item]:
 
 
 def _result(part: ToolResult) -> str | list[Item]:
-    return [_block(block) for block in part.blocks] or part.text
-
-
-def _block(block: TextPart | ImagePart) -> Item:
-    if isinstance(block, TextPart):
-        return {"type": "input_text", "text": block.text}
-    url = f"data:{block.media_type};base64,{block.data}"
-    return {"type": "input_image", "detail": "auto", "image_url": url}
+    return [response_part(block) for block in part.blocks] or part.text
 
 
 def _carried(raw: Item) -> list[Item]:

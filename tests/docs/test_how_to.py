@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
-from agentflow import Approve, Respond, RunStatus, ToolCall
+from agentflow import App, Approve, Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
 from agentflow.testing import HttpError, Job, ScriptedModel, fake_provider, harness
 from tests.docs.pages import ROOT, load
@@ -304,6 +305,40 @@ async def test_the_gateway_of_models_and_providers_answers_and_is_asked_once(
             assert label == page.Label(topic="refund", urgent=True)
             assert await (await h.start(page.careful, "The weather?")).result(5) == "It is sunny."
         assert provider.generations == 2
+
+
+async def test_images_and_files_are_shown_to_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "dent.jpg").write_bytes(b"\xff\xd8\xff")
+    painted = ToolCall(name="chart", args={"month": "May"})
+    async with fake_provider(["A dent.", "Still a dent.", painted, "Many in May."]) as provider:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        page = load("how-to/images-and-files.md")
+        async with harness(page.app) as h:
+            run = await h.start(page.assess, {"photo": str(tmp_path / "dent.jpg")})
+            assert await run.result(20) == "A dent."
+            run_id = await page.start(b"\xff\xd8\xff")
+            assert await page.app.runs.handle(run_id).result(20) == "Still a dent."
+            assert await (await h.start(page.analyst, "When?")).result(20) == "Many in May."
+        first, second, _, last = [request.body for request in provider.requests]
+    kinds = [[block["type"] for block in body["messages"][0]["content"]] for body in (first, second)]
+    assert kinds == [["text", "image", "document"], ["text", "image"]]
+    assert [item["type"] for item in last["input"][-1]["output"]] == ["input_text", "input_image"]
+
+
+async def test_the_settings_of_the_cache_are_as_the_page_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_provider(["Sunny."]) as provider:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        page = load("how-to/models-and-providers.md")
+        app = App("cached")
+        app.add(page.patient)
+        async with harness(app) as h:
+            assert await (await h.start(page.patient, "The weather?")).result(20) == "Sunny."
+        [block] = provider.requests[0].body["messages"][0]["content"]
+        assert block["cache_control"] == {"type": "ephemeral"}
 
 
 async def test_a_lost_call_is_found_again_or_put_before_a_person(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from agentflow.models.messages import Message, Part, ReasoningPart, TextPart, ToolCall, ToolResult
 from agentflow.models.output import FINAL_ANSWER
 from agentflow.models.response import ModelRequest, ModelResponse, OutputSpec, ToolSpec
 from agentflow.testing.wire import BadRequest, Event, Json, pieces, seal
+from agentflow.testing.wire.media import anthropic_part
 
 _STOP_REASONS = {
     "stop": "end_turn",
@@ -32,6 +34,7 @@ def request_of(body: Json) -> ModelRequest:
     """The request in a body of POST /v1/messages; raises `BadRequest` as they would."""
     if not isinstance(body.get("max_tokens"), int):
         raise BadRequest("max_tokens: Field required")
+    _check_cache_marks(body)
     tools = tuple(
         ToolSpec(name=tool["name"], description=tool.get("description", ""), schema=tool["input_schema"])
         for tool in body.get("tools", [])
@@ -48,7 +51,7 @@ def request_of(body: Json) -> ModelRequest:
     return ModelRequest(
         model=f"anthropic:{body['model']}",
         messages=[message for item in body["messages"] for message in _messages(item)],
-        instructions=body.get("system"),
+        instructions=_system(body.get("system")),
         tools=tools,
         output=output,
     )
@@ -68,6 +71,7 @@ def answer(response: ModelResponse, body: Json, *, number: int) -> Json:
             "input_tokens": usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens,
             "cache_read_input_tokens": usage.cached_tokens,
             "cache_creation_input_tokens": usage.cache_write_tokens,
+            "cache_creation": _by_lifetime(usage.cache_write_tokens, body),
             "output_tokens": usage.output_tokens,
         },
     }
@@ -113,9 +117,51 @@ def _messages(item: Json) -> list[Message]:
         for block in blocks
         if block["type"] == "tool_result"
     ]
-    texts: list[Part] = [TextPart(text=block["text"]) for block in blocks if block["type"] == "text"]
+    for block in blocks:
+        if block["type"] == "tool_result" and isinstance(block["content"], list):
+            [anthropic_part(shown) for shown in block["content"]]
+    said: list[Part] = [anthropic_part(block) for block in blocks if block["type"] != "tool_result"]
     told = [Message(role="tool", parts=results)] if results else []
-    return [*told, Message(role="user", parts=texts)] if texts else told
+    return [*told, Message(role="user", parts=said)] if said else told
+
+
+def _system(given: Any) -> str | None:
+    return given if given is None or isinstance(given, str) else "\n\n".join(block["text"] for block in given)
+
+
+def _by_lifetime(written: int, body: Json) -> Json:
+    is_long = any(block["cache_control"].get("ttl") == "1h" for block in _marked(body))
+    return {
+        "ephemeral_5m_input_tokens": 0 if is_long else written,
+        "ephemeral_1h_input_tokens": written if is_long else 0,
+    }
+
+
+def _marked(body: Json) -> list[Json]:
+    """The blocks with a breakpoint of the cache, in the order of the prompt."""
+    blocks = list(body.get("tools", []))
+    blocks += body["system"] if isinstance(body.get("system"), list) else []
+    for item in body["messages"]:
+        blocks += item["content"] if isinstance(item["content"], list) else []
+    return [block for block in blocks if block.get("cache_control") is not None]
+
+
+def _check_cache_marks(body: Json) -> None:
+    """Raise `BadRequest` as they would for breakpoints of the cache that they do not take."""
+    marks = []
+    for block in _marked(body):
+        mark = block["cache_control"]
+        marks.append(mark.get("ttl", "5m"))
+        if mark["type"] != "ephemeral" or marks[-1] not in ("5m", "1h"):
+            raise BadRequest(f"cache_control: {mark!r} is not expected")
+        if block.get("type") in ("thinking", "redacted_thinking"):
+            raise BadRequest(f"{block['type']} blocks cannot have cache_control")
+        if block.get("type") == "text" and not block["text"].strip():
+            raise BadRequest("cache_control cannot be set for empty text blocks")
+    if len(marks) > 4:
+        raise BadRequest(f"A maximum of 4 blocks with cache_control may be provided. Found {len(marks)}.")
+    if "1h" in marks and "5m" in marks[: marks.index("1h")]:
+        raise BadRequest("a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block")
 
 
 def _assistant_part(block: Json) -> Part:

@@ -7,6 +7,7 @@ import json
 from agentflow.models.messages import Message, Part, ReasoningPart, TextPart, ToolCall, ToolResult
 from agentflow.models.response import ModelRequest, ModelResponse, ToolSpec
 from agentflow.testing.wire import BadRequest, Event, Json, arguments_of, openai_responses, pieces
+from agentflow.testing.wire.media import chat_part
 
 error = openai_responses.error
 
@@ -110,10 +111,15 @@ def _messages(items: list[Json]) -> list[Message]:
             case "system" | "developer":
                 pass
             case "user":
-                told.append(Message(role="user", parts=[TextPart(text=item["content"])]))
+                blocks = item["content"]
+                if isinstance(blocks, str):
+                    blocks = [{"type": "text", "text": blocks}]
+                told.append(Message(role="user", parts=[chat_part(block) for block in blocks]))
             case "assistant":
                 told.append(Message(role="assistant", parts=_parts(item)))
             case "tool":
+                if not isinstance(item["content"], str):
+                    raise BadRequest("Invalid content of a tool message: a string is expected")
                 result = ToolResult(call_id=item["tool_call_id"], content=item["content"])
                 told.append(Message(role="tool", parts=[result]))
             case other:

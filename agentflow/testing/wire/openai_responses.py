@@ -9,6 +9,7 @@ from agentflow.models.messages import Message, Part, ReasoningPart, TextPart, To
 from agentflow.models.output import FINAL_ANSWER
 from agentflow.models.response import ModelRequest, ModelResponse, OutputSpec, ToolSpec
 from agentflow.testing.wire import BadRequest, Event, Json, arguments_of, pieces, seal
+from agentflow.testing.wire.media import responses_part
 
 
 def request_of(body: Json) -> ModelRequest:
@@ -116,6 +117,9 @@ def _messages(items: Any) -> list[Message]:
         return [Message(role="user", parts=[TextPart(text=items)])]
     told: list[Message] = []
     for item in items:
+        if item.get("role") == "user" and isinstance(item["content"], list):
+            told.append(Message(role="user", parts=[responses_part(block) for block in item["content"]]))
+            continue
         role, part = _said(item)
         # One turn of the assistant, or of the tools, is several items here.
         if told and told[-1].role == role and role != "user":
@@ -137,6 +141,8 @@ def _said(item: Json) -> tuple[Any, Part]:
             args = arguments_of(item["arguments"])
             return "assistant", ToolCall(id=item["call_id"], name=item["name"], args=args)
         case "function_call_output":
+            if isinstance(item["output"], list):
+                [responses_part(block) for block in item["output"]]
             return "tool", ToolResult(call_id=item["call_id"], content=item["output"])
         case "reasoning":
             if item.get("encrypted_content") != seal(item["id"]):
