@@ -170,8 +170,8 @@ class Asked:
     is_new: bool
 
 
-def check_unchanged(step: Step, asked: Asked, question: Question) -> None:
-    """Say so when the code now asks something else than what the stored answer answers."""
+def check_unchanged(step: Step, asked: Asked, question: Question, *, because: str = "") -> None:
+    """Say so when the code now asks something else than what the stored answer answers, and why where that is known."""
     now = question.request(asked.memo.model, asked.memo.output).digest()
     if now == asked.memo.digest:
         return
@@ -179,6 +179,8 @@ def check_unchanged(step: Step, asked: Asked, question: Question) -> None:
 
     runner = runner_of(step)
     told = f"model call {asked.key!r} would ask something else now than what its stored answer answers"
+    if because:
+        told += f" ({because})"
     if runner.settings.strict_replay:
         raise runner.mismatch(told)
     logger.warning("run %s: %s; the stored answer is used", runner.run_id, told)

@@ -44,7 +44,8 @@ class Agent(Generic[T, Deps]):
 
     `model` is "provider:model", a `Model`, or an async function of a `ModelRequest`. `output` is any type pydantic
     knows. `deps` makes, in each process, what tools find in `ctx.deps`; it is never stored. `fallback` models are
-    asked only after a failure that was not billed.
+    asked only after a failure that was not billed. `version` names what the agent is now: a run keeps the one that it
+    began with, together with its model, rendered instructions and tools.
 
         support = Agent("support", model="anthropic:claude-sonnet-4-5", tools=[lookup_order, refund], output=Resolution)
         app.add(support)                                     # POST /agents/support/runs
@@ -69,6 +70,7 @@ class Agent(Generic[T, Deps]):
         billing: Billing = "at_least_once",
         deps: DepsFactory | None = None,
         compaction: Compaction | None = None,
+        version: str | None = None,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"Agent({name!r}): a name has letters, digits, '.', '-' and '_'")
@@ -86,6 +88,7 @@ class Agent(Generic[T, Deps]):
         self.billing = billing
         self.deps = deps
         self.compaction = compaction
+        self.version = version
         self._functions: dict[str, AgentFunction] = {}
         self._check()
 
@@ -170,6 +173,9 @@ class Agent(Generic[T, Deps]):
                 )
         if self.output is None:
             raise ConfigurationError(f"agent {self.name!r}: output=None is no type; for text leave it out")
+        version: object = self.version
+        if version is not None and not (isinstance(version, str) and version):
+            raise ConfigurationError(f"agent {self.name!r}: version={version!r}: give a str, as '2'")
         if self.compaction is not None and not isinstance(self.compaction, Compaction):
             raise ConfigurationError(
                 f"agent {self.name!r}: compaction={self.compaction!r}: give a Compaction"
@@ -207,6 +213,7 @@ _ARGUMENTS = (
     "billing",
     "deps",
     "compaction",
+    "version",
 )
 
 

@@ -15,7 +15,7 @@ from agentflow.agents.conversation import Conversation
 from agentflow.agents.guardrails import Guardrail, On
 from agentflow.agents.handoffs import handoff_name
 from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
-from agentflow.agents.pins import Kept, Pinned, pin, pinned_models
+from agentflow.agents.pins import Kept, Pinned, pin, pinned_models, told_of_version
 from agentflow.agents.result import AgentResult, Prompt, T
 from agentflow.agents.subagents import AgentTool, Delegated, Invoked
 from agentflow.agents.surroundings import Surroundings
@@ -186,7 +186,8 @@ class Loop(Generic[T]):
         asked = await asking
         self._take_in(asked)
         if not asked.is_new:
-            check_unchanged(self._step, asked, self._question(self._pins[agent.name]))
+            pinned = self._pins[agent.name]
+            check_unchanged(self._step, asked, self._question(pinned), because=told_of_version(agent, pinned))
         try:
             response = read_memo(asked.memo, (agent.model, *agent.fallback), output=agent.output)
         except OutputInvalid as invalid:
@@ -232,6 +233,8 @@ class Loop(Generic[T]):
         kept = Kept.model_validate(asked.memo.keep or {})
         if kept.pinned is not None:
             self._pins[self._active.name] = kept.pinned
+            if told := told_of_version(self._active, kept.pinned):
+                logger.info("run %s goes on with what it pinned: %s", self._runner.run_id, told)
             if self._started_at is None:
                 self._started_at = kept.pinned.started_at
         if kept.sub_agents is not None:
@@ -314,7 +317,7 @@ class Loop(Generic[T]):
     def _call(self, call: ToolCall, turn: int) -> Answer:
         tool = self._tools.find(self._active, call.name)
         if tool is None:
-            known = ", ".join(tool.name for tool in self._pins[self._active.name].tools) or "no tool at all"
+            known = ", ".join(self._known_tools()) or "no tool at all"
             return Told(call, f"There is no tool {call.name!r}. There is: {known}.")
         around, guardrails = self._surroundings(), self._guardrails("tool")
         if isinstance(tool, FunctionTool):
@@ -329,6 +332,14 @@ class Loop(Generic[T]):
         )
         self._unpaid.append(delegated.run_id)
         return delegated
+
+    def _known_tools(self) -> list[str]:
+        """The tools that the model was told of and the code still has."""
+        agent = self._active
+        now = {handoff_name(other.name) for other in agent.handoffs} | {
+            tool.name for tool in self._tools.of(agent)
+        }
+        return [tool.name for tool in self._pins[agent.name].tools if tool.name in now]
 
     def _answer_the_rest(self, calls: Sequence[ToolCall], why: str) -> None:
         """Every call gets its result, also those that are not made."""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 class Pinned(BaseModel):
-    """Model, rendered instructions and tools, as they were at the agent's first call in the run."""
+    """Version, model, rendered instructions and tools, as they were at the agent's first call in the run."""
 
+    version: str | None = None
     model: str
     instructions: str | None
     tools: list[ToolSpec]
@@ -47,7 +48,24 @@ async def pin(
     if specs and not model.capabilities.tools:
         raise ConfigurationError(f"agent {agent.name!r} has tools, and {model_ref(model)} cannot call any")
     instructions = await _rendered(agent, context)
-    return Pinned(model=model_ref(model), instructions=instructions, tools=specs, started_at=now)
+    return Pinned(
+        version=agent.version,
+        model=model_ref(model),
+        instructions=instructions,
+        tools=specs,
+        started_at=now,
+    )
+
+
+def told_of_version(agent: Agent[Any, Any], pinned: Pinned) -> str:
+    """That the code has another version of the agent now than the run began with; "" where it has the same."""
+    if pinned.version == agent.version:
+        return ""
+    began, now = (
+        "no version" if version is None else f"version {version!r}"
+        for version in (pinned.version, agent.version)
+    )
+    return f"it began with {began} of agent {agent.name!r}, of which the code has {now} now"
 
 
 def pinned_models(agent: Agent[Any, Any], pinned: Pinned) -> list[Model]:

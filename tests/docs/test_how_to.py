@@ -326,13 +326,14 @@ async def test_images_and_files_are_shown_to_a_model(monkeypatch: pytest.MonkeyP
     assert [item["type"] for item in last["input"][-1]["output"]] == ["input_text", "input_image"]
 
 
-async def test_the_settings_of_the_cache_are_as_the_page_says(
+async def test_the_settings_of_the_cache_and_the_version_are_as_the_page_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with fake_provider(["Sunny."]) as provider:
         for name, value in provider.environment().items():
             monkeypatch.setenv(name, value)
         page = load("how-to/models-and-providers.md")
+        assert (page.second.version, page.second.instructions) == ("2", "Answer in two sentences.")
         app = App("cached")
         app.add(page.patient)
         async with harness(app) as h:
