@@ -70,6 +70,8 @@ class LocalWorker(Protocol):
 
     def decline(self, run: NewRun) -> None: ...
 
+    def has_run(self, run_id: str) -> bool: ...
+
 
 @dataclass
 class Client:
@@ -82,7 +84,9 @@ class Client:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self.watchers = Watchers(self.store)
+        self.watchers = Watchers(
+            self.store, is_here=lambda run_id: bool(self.local_worker and self.local_worker.has_run(run_id))
+        )
         self.runs = Runs(self)
         self.approvals = Approvals(self)
         self.audit = Audit(self.store)

@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
@@ -123,9 +124,24 @@ class ModelRequest(Value):
         """The text of the last user message, `""` when there is none."""
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
+    @cached_property
+    def canonical(self) -> str:
+        """The request's canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
     def digest(self) -> str:
         """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
-        return "sha256:" + hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.__dict__.pop("canonical", None)  # a copy may be made to differ
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied.__dict__.pop("canonical", None)
+        return copied
 
 
 class RawAnswer(Value):
