@@ -39,6 +39,9 @@ class Positional(Value):
             else:
                 super().__init__(**fields)
 
+        # To pydantic it is no `__init__` of a user's, which had to be called for each value that comes from JSON.
+        __init__.__pydantic_base_init__ = True
+
 
 class TextPart(Positional):
     """A block of text."""

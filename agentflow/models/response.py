@@ -11,12 +11,14 @@ import json
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
 
 from agentflow.models.messages import Message, ToolCall, Value, to_messages
+
+Copied = TypeVar("Copied", bound=Value)
 
 FinishReason: TypeAlias = Literal["stop", "tool_calls", "length", "refusal", "content_filter", "pause"]
 
@@ -131,17 +133,24 @@ class ModelRequest(Value):
 
     def digest(self) -> str:
         """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
 
     def __copy__(self) -> Self:
-        copied = super().__copy__()
-        copied.__dict__.pop("canonical", None)  # a copy may be made to differ
-        return copied
+        return _forgetful(super().__copy__())
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        copied = super().__deepcopy__(memo)
-        copied.__dict__.pop("canonical", None)
-        return copied
+        return _forgetful(super().__deepcopy__(memo))
+
+
+def _forgetful(copied: Copied) -> Copied:
+    """A copy without what was derived: it may be made to differ."""
+    for derived in ("canonical", "_digest"):
+        copied.__dict__.pop(derived, None)
+    return copied
 
 
 class RawAnswer(Value):
