@@ -196,15 +196,15 @@ def _longest_answer(
 ) -> int:
     given = settings.extra if arguments is None else arguments
     # What is given by its own name goes to the provider last, as it is.
-    longest = [value for name in _LIMITS_OF_AN_ANSWER if _is_count(value := given.get(name))]
+    longest = max((_count(given.get(name)) for name in _LIMITS_OF_AN_ANSWER), default=0)
     if not longest:
-        longest = [settings.max_tokens or answer_tokens + (settings.thinking_tokens or 0)]
-    answers = given.get("n")
-    return max(longest) * (answers if _is_count(answers) else 1)
+        longest = settings.max_tokens or answer_tokens + (settings.thinking_tokens or 0)
+    return longest * max(_count(given.get("n")), 1)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _count(value: object) -> int:
+    """A whole number above nothing; 0 for everything else."""
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _weight(value: object) -> int:

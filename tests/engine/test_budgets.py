@@ -12,6 +12,7 @@ import pytest
 
 from agentflow import (
     Agent,
+    AgentInput,
     App,
     Context,
     Event,
@@ -21,6 +22,7 @@ from agentflow import (
     Step,
     Usage,
 )
+from agentflow.agents import Compaction
 from agentflow.budgets import most_it_may_use, period_of
 from agentflow.errors import BudgetExceeded, ConfigurationError, ProviderError, RunFailed
 from agentflow.flow import Budget, ModelRateLimit
@@ -366,33 +368,37 @@ async def test_a_budget_may_be_for_some_calls_only(database_url: str) -> None:
 
 
 async def test_agents_their_sub_agents_and_their_summaries_are_all_charged(database_url: str) -> None:
-    usage = ANSWER
-
-    def reply(request: ModelRequest) -> ModelResponse:
-        if request.instructions is None:
-            return ModelResponse(text="a summary", usage=usage)
-        if request.instructions == "Help." or request.messages[-1].role == "tool":
-            return ModelResponse(text="done", usage=usage)
-        return ModelResponse(tool_calls=[call("helper", prompt="x" * 900)], usage=usage)
-
-    class Replying(Priced):
+    class Team(Priced):
         async def _reply(self, request: ModelRequest) -> ModelResponse:
-            return reply(request)
+            self.asked += 1
+            told = request.instructions or ""
+            if told.startswith("Summarise") or told == "Help." or request.messages[-1].role == "tool":
+                return ModelResponse(text="done", usage=self.usage)
+            return ModelResponse(tool_calls=[call("helper", prompt="x" * 2_000)], usage=self.usage)
 
-    model = Replying()
+    model = Team()
     app = App("t", budgets=[Budget("all", cost_usd=1)])
     helper = Agent("helper", model=model, instructions="Help.", settings=SHORT)
     support = Agent(
-        "support", model=model, instructions="Work.", settings=SHORT, tools=[helper.as_tool("Helps.")]
+        "support",
+        model=model,
+        instructions="Work.",
+        settings=SHORT,
+        tools=[helper.as_tool("Helps.")],
+        compaction=Compaction(at_tokens=100, keep_turns=1),
     )
     app.add(support)
     async with harness(app, database_url=database_url) as h:
-        run = await h.start(support, "go")
+        run = await h.start(support, AgentInput(prompt="go" * 300, thread="t"))
         await h.idle()
         assert await run.result(5) == "done"
-        calls = (await app.usage()).calls
-        assert calls == 3
-        assert (await sums_of(app))["all"] == (3 * COST, 0)
+        again = await h.start(support, AgentInput(prompt="go on", thread="t"))
+        await h.idle()
+        assert await again.result(5) == "done"
+        keys = [step.key for one in (run, again) for step in (await app.runs.steps(one.id)).data]
+        assert any("compaction" in key for key in keys)
+        assert (await sums_of(app))["all"] == (model.asked * COST, 0)
+        assert (await app.usage()).calls == model.asked >= 7
 
 
 async def test_all_apps_on_a_database_share_a_budget(database_url: str) -> None:
