@@ -37,6 +37,8 @@ STATEMENTS: dict[str, str] = {
     "steps": postgres_vectors._COMMIT_STEPS,
     "an end": postgres_vectors._FINISH_RUN,
     "ends": postgres_vectors._FINISH_RUNS,
+    "a row of the ledger": postgres_vectors._WRITE_CALL,
+    "which runs are ours": postgres_vectors._OWNED,
     "a start": postgres_vectors._START_RUN,
     "starts": postgres_vectors._START_RUNS,
     "a signal": postgres_vectors._SEND_SIGNAL,
