@@ -172,6 +172,23 @@ async def test_reservations_of_two_stores_at_once_never_pass_the_budget(world: W
     assert (await state_of(world.store, name)).reserved_cost == 330
 
 
+async def test_of_two_single_reservations_at_once_one_finds_the_budget_used(
+    world: World, ready_url: str
+) -> None:
+    """Not in a batch, whose locks are all taken before it begins."""
+    other = make_store(ready_url)
+    await other.open()
+    worlds = [world, await with_worker(other)]
+    runs = [await each.start() for each in worlds]
+    for n in range(40):
+        wanted = part_of(fresh("budget"), cost=10, cost_limit=10)
+        answers = await asyncio.gather(
+            *(make(each, run, wanted, attempt=n) for each, run in zip(worlds, runs, strict=True))
+        )
+        assert sorted(type(answer).__name__ for answer, _ in answers) == ["Done", "OverBudget"]
+    await other.close()
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_what_budgets_have_is_what_the_ledger_says(world: World, ready_url: str, seed: int) -> None:
     """Calls of two processes, in any order, batched as it happens, with writes that are played again."""
