@@ -282,6 +282,8 @@ class ModelCall(NamedTuple):
     price_version: str | None = None
     error: str | None = None
     """Why it failed or is in doubt; `None` also when its worker died."""
+    latency: str | None = None
+    """The way by which it comes later and costs less (`"batch"`); `None`: at once, at the standard price."""
 
 
 class AuditEntry(NamedTuple):

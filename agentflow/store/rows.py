@@ -367,6 +367,7 @@ class ModelCallRow(Base, table=True):
     cost: str | None = _maybe_text()
     price_version: str | None = _maybe_text()
     error: str | None = _maybe_text()
+    latency: str | None = _maybe_text()
 
 
 class StreamChunkRow(Base, table=True):
