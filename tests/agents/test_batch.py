@@ -27,6 +27,8 @@ from tests.faults.support import read_rows
 
 RESPONSES, CHAT, CLAUDE = "openai:gpt-5-mini", "openai-chat:gpt-4o", "anthropic:claude-sonnet-4-5"
 MODELS = [RESPONSES, CHAT, CLAUDE]
+PLACES = [*[("sqlite", model) for model in MODELS], ("postgres", CHAT)]
+"""The APIs differ among themselves, and the databases; not each in each."""
 BATCH = ModelSettings(latency="batch")
 
 
@@ -80,7 +82,7 @@ def cancelled(provider: FakeProvider) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- the way
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("database_url", "model"), PLACES, indirect=["database_url"])
 async def test_a_batch_is_waited_for_in_no_memory_and_costs_half(
     provider: FakeProvider, database_url: str, model: str
 ) -> None:
@@ -197,7 +199,7 @@ def test_prices_of_batches_are_the_tables_and_half_where_it_has_none() -> None:
 # ------------------------------------------------------------------------------------------------------- crashes
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("database_url", "model"), PLACES, indirect=["database_url"])
 async def test_a_crash_after_the_id_is_committed_costs_nothing(
     provider: FakeProvider, database_url: str, model: str
 ) -> None:
@@ -214,7 +216,7 @@ async def test_a_crash_after_the_id_is_committed_costs_nothing(
     assert await ledger(database_url) == [("ask", 0, "done", "yes", "batch")]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("database_url", "model"), PLACES, indirect=["database_url"])
 async def test_a_batch_whose_id_was_lost_in_a_crash_is_found_again(
     provider: FakeProvider, database_url: str, model: str
 ) -> None:
@@ -251,7 +253,7 @@ async def test_a_batch_that_was_not_confirmed_is_looked_for_and_never_begun_agai
     assert batches_begun(provider) == 1
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("database_url", "model"), PLACES, indirect=["database_url"])
 async def test_a_batch_that_is_not_found_is_put_before_a_person(
     provider: FakeProvider, database_url: str, model: str
 ) -> None:
@@ -457,7 +459,7 @@ async def test_a_queue_that_is_full_is_waited_for(provider: FakeProvider, sqlite
     assert [row[1:4] for row in await ledger(sqlite_url)] == [(0, "not_billed", "no"), (1, "done", "yes")]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("database_url", "model"), PLACES, indirect=["database_url"])
 async def test_cancelling_a_run_cancels_its_batch(
     provider: FakeProvider, database_url: str, model: str
 ) -> None:

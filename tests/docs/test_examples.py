@@ -117,10 +117,11 @@ async def test_each_letter_is_one_batch_whatever_dies_at_night(
             return HttpError(400)
         return Job({"topic": "praise", "urgent": request.prompt == "letter 3"}, queued=9)
 
-    letters = [example.Letter(name=f"l{number}", text=f"letter {number}") for number in range(12)]
+    for number in range(12):
+        (tmp_path / f"l{number}.txt").write_text(f"letter {number}")
     monkeypatch.setattr(example, "MODEL", "anthropic:claude-sonnet-4-5")
-    monkeypatch.setattr(example, "REPORTS", tmp_path)
-    monkeypatch.setattr(example, "collect", lambda: letters)
+    monkeypatch.setattr(example, "LETTERS", tmp_path)
+    monkeypatch.setattr(example, "REPORTS", tmp_path / "reports")
     async with fake_provider(reply) as provider, harness(example.app, database_url=sqlite_url) as h:
         for name, value in provider.environment().items():
             monkeypatch.setenv(name, value)
