@@ -63,6 +63,8 @@ class Asking:
         """For the request that is made now."""
         self._row: ModelCall | None = None
         """The end of the request made last, not written yet."""
+        self._has_asked = False
+        """Whether a request was made of the model whose turn it is."""
 
     async def ask(self, models: Sequence[Model]) -> ModelMemo:
         """The first answer that one of the models gives; the next one is asked only when nothing was billed."""
@@ -78,7 +80,7 @@ class Asking:
                     await self._attempt.write_model_call(self._ended(call))
                 raise
             except NotYet:
-                if failure is not None and failure.retriable:
+                if failure is not None and failure.retriable and not self._has_asked:
                     raise failure from None  # the first model is asked again before this one may be
                 if self._row is not None:
                     await self._attempt.write_model_call(self._row)
@@ -100,6 +102,7 @@ class Asking:
     async def _ask_one(self, model: Model, number: int, unended: Sequence[ModelCall]) -> ModelMemo:
         request = self._request(model)
         row = await self._new_row(model, request, number)
+        self._has_asked = False
         tokens = estimate_tokens(request)
         async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
             answer = await self._send(model, row, unended, lambda: self._exchange(model, request, row))
@@ -134,6 +137,7 @@ class Asking:
         self, model: Model, row: ModelCall, unended: Sequence[ModelCall], exchange: Callable[[], Awaitable[R]]
     ) -> R:
         """Make the request between the two commits of its row. Raises what the model's `classify` makes of an error."""
+        self._has_asked = True
         # The new row first: between the two commits a crash must not free the number of a lost one.
         await self._attempt.write_model_call(row, self._reservations)
         for call in unended:

@@ -4,6 +4,7 @@ See `providers/README.md` in the repository for a whole provider in forty lines.
 """
 
 from agentflow.models.clients import imported, shared_client
+from agentflow.models.deferral import DeferredModel, at_once, custom_id_of
 from agentflow.models.failures import exception_failure, status_failure, stream_failure
 from agentflow.models.messages import (
     ImagePart,
@@ -21,7 +22,10 @@ from agentflow.models.output import lower_output
 from agentflow.models.protocol import (
     BackgroundModel,
     Capabilities,
+    DeferrableModel,
     Failure,
+    JobLookupModel,
+    JobSearch,
     LookupModel,
     Model,
     SdkUsage,
@@ -33,6 +37,7 @@ from agentflow.models.response import (
     AttemptReset,
     Delta,
     FinishReason,
+    Latency,
     ModelRequest,
     ModelResponse,
     ModelSettings,
@@ -50,11 +55,16 @@ __all__ = [
     "AttemptReset",
     "BackgroundModel",
     "Capabilities",
+    "DeferrableModel",
+    "DeferredModel",
     "Delta",
     "Failure",
     "FinishReason",
     "ImagePart",
     "Item",
+    "JobLookupModel",
+    "JobSearch",
+    "Latency",
     "LookupModel",
     "Message",
     "Model",
@@ -78,6 +88,8 @@ __all__ = [
     "ToolResult",
     "ToolSpec",
     "Usage",
+    "at_once",
+    "custom_id_of",
     "exception_failure",
     "imported",
     "items_to_send_back",

@@ -32,6 +32,7 @@ from agentflow.errors import (
     Refused,
 )
 from agentflow.inference import Asked, ask_model, check_unchanged
+from agentflow.models.deferral import billing_under
 from agentflow.models.ledger import CallState
 from agentflow.models.memo import Question, name_of, read_memo
 from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult, to_messages
@@ -181,10 +182,10 @@ class Loop(Generic[T]):
             functools.partial(self._prepare, draft),
             name=name_of(agent.model),
             models=lambda: pinned_models(agent, draft["pinned"]),
-            billing=agent.billing,
+            billing=billing_under(agent.billing, agent.settings.latency),
             agent=agent.name,
             shared=self._shared(),
-            stream=True,
+            stream=agent.settings.latency is None,
             on_delta=self._on_delta,
         )
         asked = await asking

@@ -13,7 +13,7 @@ from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer
 logger = logging.getLogger(__name__)
 
 
-def priced(model: Model, answer: RawAnswer) -> RawAnswer:
+def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> RawAnswer:
     """The answer with today's cost, to be stored. Never raises: a paid answer must not be lost for want of
     a price.
     """
@@ -24,12 +24,15 @@ def priced(model: Model, answer: RawAnswer) -> RawAnswer:
         # price for what has no API.
         if cost is None and response.usage.total_tokens and not model.capabilities.offline:
             cost = cost_of(
-                getattr(model, "priced_as", model.provider), response.model or model.model, response.usage
+                getattr(model, "priced_as", model.provider),
+                response.model or model.model,
+                response.usage,
+                latency=latency,
             )
     except Exception:
         logger.exception("no price for answer %s of %s:%s", answer.provider_id, answer.provider, answer.model)
         return answer
-    return answer.model_copy(update={"cost": cost, "priced_by": prices_version()})
+    return answer.model_copy(update={"cost": cost, "priced_by": prices_version(latency)})
 
 
 def read_answer(

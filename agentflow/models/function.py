@@ -34,7 +34,10 @@ class FunctionModel:
     """
 
     provider = "function"
-    capabilities = Capabilities(json_schema=True, tools=True, streaming=True, offline=True)
+    # It stands for any model, so it takes what any takes; and answers at once all the same.
+    capabilities = Capabilities(
+        json_schema=True, tools=True, streaming=True, offline=True, latencies=("batch", "2h", "8h")
+    )
 
     def __init__(self, function: ReplyFunction, *, name: str | None = None) -> None:
         self._function = function

@@ -20,6 +20,9 @@ from agentflow.models.messages import Message, ToolCall, Value, to_messages
 
 Copied = TypeVar("Copied", bound=Value)
 
+Latency: TypeAlias = Literal["batch", "2h", "8h"]
+"""How much later than at once a cheaper answer may come."""
+
 FinishReason: TypeAlias = Literal["stop", "tool_calls", "length", "refusal", "content_filter", "pause"]
 
 
@@ -65,8 +68,8 @@ class ModelSettings(Value):
     """How hard to think, for models that do."""
     thinking_tokens: int | None = Field(default=None, gt=0)
     """A budget for thinking, for models that take one (Anthropic)."""
-    latency: Literal["batch", "2h", "8h"] | None = None
-    """Cheaper and later: the batch APIs, or the longer completion windows of OpenAI."""
+    latency: Latency | None = None
+    """Cheaper and later: the batch APIs (up to a day), or the completion windows of OpenAI's Responses."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
     def merged(self, other: ModelSettings | None) -> ModelSettings:

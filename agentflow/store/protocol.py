@@ -284,6 +284,8 @@ class ModelCall(NamedTuple):
     """Why it failed or is in doubt; `None` also when its worker died."""
     charges: Json | None = None
     """What it counts for in which budgets (see `store.operations_budgets`); `None`: in none."""
+    latency: str | None = None
+    """The way by which it comes later and costs less (`"batch"`); `None`: at once, at the standard price."""
 
 
 class Reservation(NamedTuple):

@@ -369,6 +369,7 @@ class ModelCallRow(Base, table=True):
     error: str | None = _maybe_text()
     charges: str | None = _maybe_text()
     """What it counts for in which budgets, as JSON."""
+    latency: str | None = _maybe_text()
 
 
 class StreamChunkRow(Base, table=True):

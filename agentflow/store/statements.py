@@ -116,6 +116,7 @@ MODEL_CALL_COLUMNS = (
     model_call.price_version,
     model_call.error,
     model_call.charges,
+    model_call.latency,
 )
 _RUN_STATE = (
     run.owner,

@@ -8,14 +8,17 @@ import json
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentflow.errors import ConfigurationError
 from agentflow.models.conversation import check_conversation
 from agentflow.providers import (
+    BackgroundModel,
     Capabilities,
     Failure,
     Item,
+    Latency,
     ModelRequest,
     ModelResponse,
     RawAnswer,
@@ -27,6 +30,7 @@ from agentflow.providers import (
     status_failure,
     stream_failure,
 )
+from agentflow_anthropic.batches import Batched, Owners
 from agentflow_anthropic.events import MessageAssembly
 from agentflow_anthropic.mapping import PROVIDER, request_body, response_of, supports_json_schema, usage_of
 
@@ -74,10 +78,12 @@ class Anthropic:
             tools=True,
             streaming=True,
             asks_again=True,
+            latencies=("batch",),
         )
         self._base_url = base_url
         self._api_key = api_key
         self._own_client = client
+        self._owners: Owners = {}
 
     async def request(self, request: ModelRequest) -> RawAnswer:
         async with aclosing(self.stream(request)) as events:
@@ -90,7 +96,8 @@ class Anthropic:
         check_conversation(request.messages)
         if request.settings.latency is not None:
             raise ConfigurationError(
-                f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
+                f"{self.provider}:{self.model} is asked at once here: latency={request.settings.latency!r} is for "
+                "what it is given to do later, by deferred()"
             )
         client = await self._client()
         body = request_body(request, model=self.model)
@@ -112,6 +119,16 @@ class Anthropic:
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return response_of(raw)
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model for half the price within a day: `latency` is `"batch"`."""
+        return Batched(
+            self,
+            client=self._client,
+            body_of=partial(request_body, model=self.model),
+            answer_of=self._answer,
+            owners=self._owners,
+        )
 
     def usage_of(self, answer: Mapping[str, Any]) -> Usage:
         """The usage in an answer of any of the SDK's calls."""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from agentflow.errors import ConfigurationError, ProviderError
 from agentflow.models.conversation import check_conversation
 from agentflow.providers import (
+    BackgroundModel,
     Capabilities,
     Failure,
     Item,
+    Latency,
     ModelRequest,
     ModelResponse,
     RawAnswer,
@@ -20,14 +22,17 @@ from agentflow.providers import (
     Usage,
 )
 from agentflow_openai import chat, responses
+from agentflow_openai.batches import Batched
 from agentflow_openai.client import Account, answer_failure, classify
 from agentflow_openai.events import ChatAssembly, ResponseAssembly, events_in
+from agentflow_openai.windows import Windowed
 
 if TYPE_CHECKING:
     from httpx2 import Response
     from openai import AsyncOpenAI, AsyncStream
 
 _STILL_AT_WORK = ("queued", "in_progress")
+BACKGROUND: Item = {"background": True, "store": True}
 
 
 class _OpenAI:
@@ -53,7 +58,8 @@ class _OpenAI:
         check_conversation(request.messages)
         if request.settings.latency is not None:
             raise ConfigurationError(
-                f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
+                f"{self.provider}:{self.model} is asked at once here: latency={request.settings.latency!r} is for "
+                "what it is given to do later, by deferred()"
             )
 
     def _answer(self, raw: Item) -> RawAnswer:
@@ -84,7 +90,9 @@ class OpenAIResponses(_OpenAI):
     """
 
     provider = responses.PROVIDER
-    capabilities = Capabilities(json_schema=True, tools=True, streaming=True, background=True)
+    capabilities = Capabilities(
+        json_schema=True, tools=True, streaming=True, background=True, latencies=("batch", "2h", "8h")
+    )
 
     def __init__(
         self,
@@ -115,12 +123,29 @@ class OpenAIResponses(_OpenAI):
         self, request: ModelRequest, *, metadata: Mapping[str, str], stream: bool = False
     ) -> Submitted:
         """Have OpenAI work on it without us, and keep the answer to be polled, or with `stream` to be resumed."""
-        more = {"background": True, "store": True}
-        with self._account.not_refusing(*more):
+        with self._account.not_refusing(*BACKGROUND):
             if stream:
-                raw = await self._begin(self._body(request, more, metadata))
+                raw = await self._begin(self._body(request, BACKGROUND, metadata))
             else:
-                raw = await self._create(self._body(request, more, metadata))
+                raw = await self._create(self._body(request, BACKGROUND, metadata))
+        return self._submitted(raw)
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model for half the price within a day (`"batch"`), or in one of OpenAI's completion windows."""
+        if latency == "batch":
+            return Batched(
+                self, self._account, endpoint="/v1/responses", body_of=self._body, answer_of=self._whole
+            )
+        return Windowed(self, latency, submit=self._submit_for_window)
+
+    async def _submit_for_window(
+        self, request: ModelRequest, window: Latency, metadata: Mapping[str, str]
+    ) -> Submitted:
+        more = {**BACKGROUND, "background_options": {"completion_window": window}}
+        with self._account.taking(f"latency={window!r}", refused_by=(*more, "completion_window")):
+            return self._submitted(await self._create(self._body(request, more, metadata)))
+
+    def _submitted(self, raw: Item) -> Submitted:
         answer = None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
         return Submitted(provider_id=raw["id"], raw=raw, answer=answer)
 
@@ -239,6 +264,7 @@ class OpenAIChat(_OpenAI):
             tools=True,
             streaming=True,
             lookup=True,
+            latencies=("batch",),
         )
 
     async def request(self, request: ModelRequest) -> RawAnswer:
@@ -266,6 +292,16 @@ class OpenAIChat(_OpenAI):
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return chat.response_of(raw)
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model for half the price within a day: `latency` is `"batch"`."""
+        return Batched(
+            self,
+            self._account,
+            endpoint="/v1/chat/completions",
+            body_of=self._body,
+            answer_of=self._with_choices,
+        )
 
     async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer:
         """Ask, and have OpenAI keep the completion under this metadata."""

@@ -310,7 +310,7 @@ async def test_an_unanswered_call_is_refused_before_the_request(model: Model, se
     assert server.requests == []
 
 
-async def test_a_latency_nobody_offers_is_a_configuration_error(model: Model, server: FakeProvider) -> None:
+async def test_what_is_asked_at_once_takes_no_latency(model: Model, server: FakeProvider) -> None:
     with pytest.raises(ConfigurationError, match="batch"):
         await ask(model, "Hi", settings=ModelSettings(latency="batch"))
 

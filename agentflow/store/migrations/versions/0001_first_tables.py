@@ -211,6 +211,7 @@ def upgrade() -> None:
         sa.Column("price_version", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("charges", sa.Text(), nullable=True),
+        sa.Column("latency", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "key", "attempt"),
         sqlite_with_rowid=False,
     )
