@@ -106,7 +106,7 @@ class Asking:
         tokens = estimate_tokens(request)
         async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
             answer = await self._send(model, row, unended, lambda: self._exchange(model, request, row))
-            done = self._done(row, model, answer)
+            done, answer = self._done(row, model, answer)
             if done.input_tokens is not None and done.output_tokens is not None:
                 turn.used = done.input_tokens + done.output_tokens
         return self._memo(done, model, request, answer)
@@ -168,8 +168,8 @@ class Asking:
         """Ask once."""
         self._teller.begin()
         if not (self._stream and model.capabilities.streaming):
-            return priced(model, await model.request(request))
-        return priced(model, await self._told(model.stream(request)))
+            return await model.request(request)
+        return await self._told(model.stream(request))
 
     async def _told(self, events: AsyncIterator[StreamEvent]) -> RawAnswer:
         """The answer of a stream, whose deltas are told meanwhile."""
@@ -193,7 +193,9 @@ class Asking:
         self._end(done)
         return ModelMemo.of(answer, request, self._question.keep)
 
-    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> ModelCall:
+    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> tuple[ModelCall, RawAnswer]:
+        """The row's end, and the answer with its price."""
+        answer, usage = priced(model, answer, latency=row.latency)
         row = row._replace(
             state=CallState.DONE,
             billed="yes",
@@ -203,14 +205,7 @@ class Asking:
             price_version=answer.priced_by,
             error=None,
         )
-        try:
-            usage = model.parse(answer.raw).usage
-        except Exception:  # a paid answer is kept even when it cannot be read
-            logger.exception(
-                "the usage in answer %s of %s cannot be read", answer.provider_id, model_ref(model)
-            )
-            return row
-        return row._replace(**usage.model_dump())
+        return (row if usage is None else row._replace(**usage.model_dump())), answer
 
 
 def _may_ask_another(error: ProviderError) -> bool:

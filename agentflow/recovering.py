@@ -20,7 +20,6 @@ from agentflow.clock import to_datetime
 from agentflow.errors import ConfigurationError, InDoubt, ProviderError
 from agentflow.following import LATER, SECOND, SOON, Job, seconds_left
 from agentflow.model_limits import estimate_tokens, model_turn
-from agentflow.models.answers import priced
 from agentflow.models.deferral import deferred
 from agentflow.models.ledger import Billing, CallState, NextAct, act_on, state_after_crash
 from agentflow.models.memo import ModelMemo
@@ -204,8 +203,7 @@ class Recovering(Asking):
                 "%s: the code would ask something else now than what the answer that was found answers",
                 self._attempt.key,
             )
-        answer = priced(model, answer, latency=row.latency)
-        done = self._done(row, model, answer)
+        done, answer = self._done(row, model, answer)
         if row.latency is not None:
             done = done._replace(provider_id=row.provider_id)  # the batch's: the answer's own is in the memo
         return self._memo(done, model, request, answer)
@@ -232,8 +230,8 @@ class Recovering(Asking):
         self._teller.begin()
         metadata = self._metadata(row)
         if not (self._stream and model.capabilities.streaming):
-            return priced(model, await model.request_stored(request, metadata=metadata))
-        return priced(model, await self._told(model.stream_stored(request, metadata=metadata)))
+            return await model.request_stored(request, metadata=metadata)
+        return await self._told(model.stream_stored(request, metadata=metadata))
 
     async def _send(
         self, model: Model, row: ModelCall, unended: Sequence[ModelCall], exchange: Callable[[], Awaitable[R]]

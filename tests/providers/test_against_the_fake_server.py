@@ -200,7 +200,7 @@ async def test_an_output_that_does_not_validate_can_be_asked_for_again(
 async def test_the_cost_of_an_answer_is_stored_with_it(model: Model, server: FakeProvider) -> None:
     server.add("Hello")
 
-    answer = priced(model, await ask(model, "Hi"))
+    answer, _ = priced(model, await ask(model, "Hi"))
 
     assert answer.cost is not None
     assert answer.cost > 0
