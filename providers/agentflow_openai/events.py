@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from agentflow.providers import Delta, Item, ReasoningDelta, TextDelta, ToolArgsDelta
 
@@ -132,7 +133,11 @@ def _merge(whole: Item, piece: Item, *, but: tuple[str, ...] = ()) -> None:
             continue
         if isinstance(known, dict) and isinstance(value, dict):
             _merge(known, value)
-        elif isinstance(known, str | list) and type(known) is type(value) and key not in _NEVER_IN_PIECES:
+        elif _are_pieces(known, value) and key not in _NEVER_IN_PIECES:
             whole[key] = known + value
         elif value != "" or known is None:
             whole[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _are_pieces(known: Any, value: Any) -> bool:
+    return isinstance(known, str | list) and type(known) is type(value)

@@ -63,7 +63,8 @@ def reply(request: ModelRequest, told: list[list[str]]) -> object:
     """What the model says; `told` takes in what it hears of its tools."""
     is_scout = any(tool.name == "release" for tool in request.tools)
     if len(request.messages) > 1:
-        told.append([result.text for result in request.messages[-1].tool_results])
+        # Chat Completions has a message for each result.
+        told.append([result.text for said in request.messages for result in said.tool_results])
         return "scouted" if is_scout else "done"
     if is_scout:
         return [call("release", order=1), call("release", order=2)]
