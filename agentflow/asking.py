@@ -7,8 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from agentflow.budgets import reservations
 from agentflow.crashpoints import point
-from agentflow.errors import ConfigurationError, ProviderError
+from agentflow.errors import BudgetExceeded, ConfigurationError, ProviderError
 from agentflow.model_limits import estimate_tokens, model_turn
 from agentflow.models.answers import priced
 from agentflow.models.ledger import CallState, state_after
@@ -20,7 +21,8 @@ from agentflow.models.response import (
     RawAnswer,
 )
 from agentflow.step_runner import NotYet
-from agentflow.store.protocol import ModelCall
+from agentflow.store.charges import charges_of
+from agentflow.store.protocol import ModelCall, Reservation
 from agentflow.telling import Listener, Teller, storable
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Asking:
         *,
         now: Callable[[], int],
         agent: str | None,
+        shared: Sequence[Reservation],
         stream: bool,
         listener: Listener | None,
     ) -> None:
@@ -53,8 +56,11 @@ class Asking:
         self._question = question
         self._now = now
         self._agent = agent
+        self._shared = shared
         self._stream = stream
         self._teller = Teller(attempt, listener)
+        self._reservations: tuple[Reservation, ...] = ()
+        """For the request that is made now."""
         self._row: ModelCall | None = None
         """The end of the request made last, not written yet."""
 
@@ -67,6 +73,10 @@ class Asking:
         for position, model in enumerate(models):
             try:
                 return await self._ask_one(model, number + position, lost)
+            except BudgetExceeded:
+                for call in lost:
+                    await self._attempt.write_model_call(self._ended(call))
+                raise
             except NotYet:
                 if failure is not None and failure.retriable:
                     raise failure from None  # the first model is asked again before this one may be
@@ -89,7 +99,7 @@ class Asking:
 
     async def _ask_one(self, model: Model, number: int, unended: Sequence[ModelCall]) -> ModelMemo:
         request = self._request(model)
-        row = self._new_row(model, request, number)
+        row = await self._new_row(model, request, number)
         tokens = estimate_tokens(request)
         async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
             answer = await self._send(model, row, unended, lambda: self._exchange(model, request, row))
@@ -102,7 +112,10 @@ class Asking:
         spec = output_spec(self._question.output, capabilities=model.capabilities)
         return self._question.request(model_ref(model), spec)
 
-    def _new_row(self, model: Model, request: ModelRequest, number: int) -> ModelCall:
+    async def _new_row(self, model: Model, request: ModelRequest, number: int) -> ModelCall:
+        now = self._now()
+        own = await reservations(self._attempt, model, request, agent=self._agent, now=now)
+        self._reservations = (*own, *self._shared)
         return ModelCall(
             key=self._attempt.key,
             attempt=number,
@@ -111,9 +124,10 @@ class Asking:
             state=CallState.ATTEMPTED,
             # Who dies now leaves this row behind: it must not say that nothing was paid.
             billed="possible",
-            started_at=self._now(),
+            started_at=now,
             digest=request.digest(),
             agent=self._agent,
+            charges=charges_of(self._reservations),
         )
 
     async def _send(
@@ -121,7 +135,7 @@ class Asking:
     ) -> R:
         """Make the request between the two commits of its row. Raises what the model's `classify` makes of an error."""
         # The new row first: between the two commits a crash must not free the number of a lost one.
-        await self._attempt.write_model_call(row)
+        await self._attempt.write_model_call(row, self._reservations)
         for call in unended:
             await self._attempt.write_model_call(self._ended(call))
         point("before_request")

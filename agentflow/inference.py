@@ -35,6 +35,7 @@ from agentflow.telling import DeltaListener, Listener
 if TYPE_CHECKING:
     from agentflow.step import Step
     from agentflow.step_runner import Attempt
+    from agentflow.store.protocol import Reservation
 
 logger = logging.getLogger(__name__)
 
@@ -196,12 +197,14 @@ def ask_model(
     models: Callable[[], Sequence[Model]],
     billing: Billing = "at_least_once",
     agent: str | None = None,
+    shared: Sequence[Reservation] = (),
     stream: bool = False,
     retry: Retry | None = None,
     timeout: Duration | None = None,
     on_delta: DeltaListener | None = None,
 ) -> Coroutine[Any, Any, Asked]:
-    """The step itself. `prepare` and `models` are called in its body, so on the first run only.
+    """The step itself. `prepare` and `models` are called in its body, so on the first run only. `shared` is what it may
+    use together with others, beside the app's budgets.
 
     A call that is in doubt under `"strict"` fails as a step; what a person decides of it is another step, and the call
     that is made again, or the answer that was given, a third one.
@@ -222,7 +225,13 @@ def ask_model(
         check_conversation(question.messages)
         if given:
             return memo_of_person(question, *given)
-        options: dict[str, Any] = {"now": runner.now, "agent": agent, "stream": stream, "listener": listener}
+        options: dict[str, Any] = {
+            "now": runner.now,
+            "agent": agent,
+            "shared": shared,
+            "stream": stream,
+            "listener": listener,
+        }
         if billing == "at_least_once":
             return await Asking(attempt, question, **options).ask(models())
         asking = Recovering(attempt, question, run_id=runner.run_id, billing=billing, **options)

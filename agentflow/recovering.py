@@ -218,7 +218,7 @@ class Recovering(Asking):
         """Give the job to the provider, and commit by which id it is found; with its answer if that came at once."""
         note_asked(model)
         request = self._request(model)
-        row = self._new_row(model, request, number)
+        row = await self._new_row(model, request, number)
         metadata, stream = self._metadata(row), self._wants_stream(model)
 
         async def submit() -> Submitted:

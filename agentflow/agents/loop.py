@@ -14,7 +14,7 @@ from agentflow.agents.calls import Answer, Made, Told, answer_all
 from agentflow.agents.conversation import Conversation
 from agentflow.agents.guardrails import Guardrail, On
 from agentflow.agents.handoffs import handoff_name
-from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
+from agentflow.agents.limits import Budget, Rest, Spent, SubAgents
 from agentflow.agents.pins import Kept, Pinned, pin, pinned_models
 from agentflow.agents.result import AgentResult, Prompt, T
 from agentflow.agents.subagents import AgentTool, Delegated, Invoked
@@ -41,6 +41,7 @@ from agentflow.models.response import ModelResponse
 from agentflow.runs import StepKind
 from agentflow.step import Step, runner_of, take_key
 from agentflow.step_runner import Attempt, Body, RawId
+from agentflow.store.protocol import Reservation
 from agentflow.telling import DeltaListener
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Loop(Generic[T]):
         *,
         deps: Any = None,
         thread: str | None = None,
-        budget: Limits | None = None,
+        budget: Rest | None = None,
         on_delta: DeltaListener | None = None,
     ) -> None:
         self._first = agent
@@ -81,6 +82,8 @@ class Loop(Generic[T]):
         self._spent = Spent()
         self._asked_again = 0
         self._steps: list[str] = []
+        self._asked = ""
+        """The key of the last model call."""
         self._pins: dict[str, Pinned] = {}
         self._around: dict[str, Surroundings] = {}
         self._tools = Toolset(step)
@@ -180,6 +183,7 @@ class Loop(Generic[T]):
             models=lambda: pinned_models(agent, draft["pinned"]),
             billing=agent.billing,
             agent=agent.name,
+            shared=self._shared(),
             stream=True,
             on_delta=self._on_delta,
         )
@@ -226,8 +230,13 @@ class Loop(Generic[T]):
             keep=keep,
         )
 
+    def _shared(self) -> list[Reservation]:
+        """What the agent may use together with others."""
+        return [each.reservation(self._runner.now()) for each in self._budget.together]
+
     def _take_in(self, asked: Asked) -> None:
         """What was stored beside the answer."""
+        self._asked = asked.key
         self._steps.append(asked.key)
         kept = Kept.model_validate(asked.memo.keep or {})
         if kept.pinned is not None:
@@ -265,6 +274,7 @@ class Loop(Generic[T]):
             name=name_of(models[0]),
             models=lambda: [resolve_model(model) for model in models],
             agent=agent.name,
+            shared=self._shared(),
         )
         self._steps.append(asked.key)
         if not asked.is_new:
@@ -288,12 +298,15 @@ class Loop(Generic[T]):
         """Make the calls of one turn, and let the model know what came of them."""
         self._budget.check_tool_calls(self._spent, len(calls))
         turn = self._spent.turns - 1
+        is_shared = (
+            sum(isinstance(self._tools.find(self._active, call.name), AgentTool) for call in calls) > 1
+        )
         successor: Agent[Any, Any] | None = None
         answers: list[Answer] = []
         for call in calls:
             target = self._handoff(call)
             if target is None:
-                answers.append(self._call(call, turn))
+                answers.append(self._call(call, turn, is_shared=is_shared))
             elif successor is None:
                 successor = target
                 answers.append(Told(call, f"{target.name} goes on with the conversation.", is_error=False))
@@ -311,7 +324,7 @@ class Loop(Generic[T]):
     def _handoff(self, call: ToolCall) -> Agent[Any, Any] | None:
         return next((agent for agent in self._active.handoffs if handoff_name(agent.name) == call.name), None)
 
-    def _call(self, call: ToolCall, turn: int) -> Answer:
+    def _call(self, call: ToolCall, turn: int, *, is_shared: bool) -> Answer:
         tool = self._tools.find(self._active, call.name)
         if tool is None:
             known = ", ".join(tool.name for tool in self._pins[self._active.name].tools) or "no tool at all"
@@ -323,7 +336,8 @@ class Loop(Generic[T]):
             return invoked
         if not isinstance(tool, AgentTool):
             return Made(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
-        budget = self._budget.rest(self._spent, self._started_at or 0)
+        together = f"{self._runner.run_id}:{self._asked}" if is_shared else None
+        budget = self._budget.rest(self._spent, self._started_at or 0, turn=together)
         delegated = Delegated(
             call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails, budget=budget
         )

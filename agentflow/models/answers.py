@@ -20,8 +20,9 @@ def priced(model: Model, answer: RawAnswer) -> RawAnswer:
     try:
         response = model.parse(answer.raw)
         cost = response.cost
-        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens.
-        if cost is None and response.usage.total_tokens:
+        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens. No table has a
+        # price for what has no API.
+        if cost is None and response.usage.total_tokens and not model.capabilities.offline:
             cost = cost_of(
                 getattr(model, "priced_as", model.provider), response.model or model.model, response.usage
             )

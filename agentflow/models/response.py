@@ -10,12 +10,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
 
 from agentflow.models.messages import Message, ToolCall, Value, to_messages
+
+Copied = TypeVar("Copied", bound=Value)
 
 FinishReason: TypeAlias = Literal["stop", "tool_calls", "length", "refusal", "content_filter", "pause"]
 
@@ -123,9 +126,31 @@ class ModelRequest(Value):
         """The text of the last user message, `""` when there is none."""
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
+    @cached_property
+    def canonical(self) -> str:
+        """The request's canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
     def digest(self) -> str:
         """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
-        return "sha256:" + hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def __copy__(self) -> Self:
+        return _forgetful(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return _forgetful(super().__deepcopy__(memo))
+
+
+def _forgetful(copied: Copied) -> Copied:
+    """A copy without what was derived: it may be made to differ."""
+    for derived in ("canonical", "_digest"):
+        copied.__dict__.pop(derived, None)
+    return copied
 
 
 class RawAnswer(Value):
