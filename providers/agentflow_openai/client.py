@@ -32,13 +32,9 @@ _LOADED_LATE = (
 )
 
 # Codes of errors inside a 200 answer that asking again will not mend.
-_NOT_RETRIABLE_CODES = (
-    "invalid_prompt",
-    "insufficient_quota",
-    "context_length_exceeded",
-    "image_content_policy_violation",
+_NOT_RETRIABLE_CODES = re.compile(
+    r"^(invalid|image|unsupported|empty_image|data_residency|model_not_found|insufficient|context_length)"
 )
-
 
 _REFUSING = frozenset({400, 403, 404, 405, 422, 501})
 _UNKNOWN_PATH = frozenset({404, 405, 501})
@@ -199,6 +195,5 @@ def _words(error: APIError) -> str:
 
 def answer_failure(message: str, code: str | None, *, provider: str, model: str) -> Failure:
     """The failure that an error inside a 200 answer is."""
-    return stream_failure(
-        message, provider=provider, model=model, code=code, retriable=code not in _NOT_RETRIABLE_CODES
-    )
+    retriable = _NOT_RETRIABLE_CODES.match(code or "") is None
+    return stream_failure(message, provider=provider, model=model, code=code, retriable=retriable)

@@ -30,6 +30,7 @@ from agentflow_openai.windows import Windowed
 if TYPE_CHECKING:
     from httpx2 import Response
     from openai import AsyncOpenAI, AsyncStream
+    from openai._legacy_response import LegacyAPIResponse
 
 _STILL_AT_WORK = ("queued", "in_progress")
 BACKGROUND: Item = {"background": True, "store": True}
@@ -66,11 +67,11 @@ class _OpenAI:
         return RawAnswer(provider=self.provider, model=self.model, raw=raw, provider_id=raw.get("id") or None)
 
     def _failed(self, error: object, otherwise: str) -> ProviderError:
-        told: Item = error if isinstance(error, dict) else {}
-        code = told.get("code")
+        told: Item = error if isinstance(error, dict) else {"message": error}
+        code = told.get("code") or (told.get("type") if told.get("type") != "error" else None)
         return answer_failure(
-            told.get("message") or otherwise,
-            str(code) if code is not None else None,
+            str(told.get("message") or otherwise),
+            str(code) if code else None,
             provider=self.provider,
             model=self.model,
         ).error
@@ -108,12 +109,7 @@ class OpenAIResponses(_OpenAI):
         return self._whole(await self._create(self._body(request)))
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
-        body = self._body(request)
-        model = body.pop("model")
-        events = await (await self._account.client()).responses.create(
-            model=model, stream=True, extra_body=body
-        )
-        async for event in self._read(events):
+        async for event in self._read(await self._open(self._body(request))):
             yield event
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
@@ -155,12 +151,12 @@ class OpenAIResponses(_OpenAI):
         return None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
 
     async def resume(self, provider_id: str, *, after: int | None = None) -> AsyncIterator[StreamEvent]:
-        client = await self._account.client()
+        responses_raw = (await self._account.client()).responses.with_raw_response
         if after is None:
-            events = await client.responses.retrieve(provider_id, stream=True)
+            reply = await responses_raw.retrieve(provider_id, stream=True)
         else:
-            events = await client.responses.retrieve(provider_id, stream=True, starting_after=after)
-        async for event in self._read(events):
+            reply = await responses_raw.retrieve(provider_id, stream=True, starting_after=after)
+        async for event in self._read(_untyped(reply)):
             yield event
 
     async def cancel(self, provider_id: str) -> None:
@@ -168,21 +164,22 @@ class OpenAIResponses(_OpenAI):
 
     async def _begin(self, body: Item) -> Item:
         """The job as it is when its stream begins: only a job that was begun as a stream has one to be resumed."""
-        model = body.pop("model")
-        events = await (await self._account.client()).responses.create(
-            model=model, stream=True, extra_body=body
-        )
+        events = await self._open(body)
         assembly = ResponseAssembly()
         async with events:
             if _is_json(events):
                 return _json(json.loads(await events.response.aread()))
-            async for event in events:
-                told = event.to_dict(mode="json", warnings=False)
+            async for told in _told_by(events):
                 begun = told.get("response")
                 if isinstance(begun, dict) and begun.get("id") and begun.get("background"):
                     return begun
                 assembly.add(told)  # a server that knows no background answers at once
         return self._end_of(assembly)
+
+    async def _open(self, body: Item) -> AsyncStream[object]:
+        model = body.pop("model")
+        raw = (await self._account.client()).responses.with_raw_response
+        return _untyped(await raw.create(model=model, stream=True, extra_body=body))
 
     async def _create(self, body: Item) -> Item:
         model = body.pop("model")
@@ -202,14 +199,14 @@ class OpenAIResponses(_OpenAI):
         self._check(request)
         return _with_metadata(responses.request_body(request, model=self.model) | (more or {}), metadata)
 
-    async def _read(self, events: AsyncStream[Any]) -> AsyncIterator[StreamEvent]:
+    async def _read(self, events: AsyncStream[object]) -> AsyncIterator[StreamEvent]:
         assembly = ResponseAssembly()
         async with events:
             if _is_json(events):
                 yield self._whole(_json(json.loads(await events.response.aread())))
                 return
-            async for event in events:
-                delta = assembly.add(event.to_dict(mode="json", warnings=False))
+            async for told in _told_by(events):
+                delta = assembly.add(told)
                 if delta is not None:
                     yield delta
         yield self._whole(self._end_of(assembly))
@@ -277,16 +274,15 @@ class OpenAIChat(_OpenAI):
     async def _streamed(self, body: Item) -> AsyncIterator[StreamEvent]:
         body = {"stream_options": {"include_usage": True}, **body}
         required = {key: body.pop(key) for key in ("model", "messages")}
-        chunks = await (await self._account.client()).chat.completions.create(
-            **required, stream=True, extra_body=body
-        )
+        raw = (await self._account.client()).chat.completions.with_raw_response
+        chunks = _untyped(await raw.create(**required, stream=True, extra_body=body))
         assembly = ChatAssembly()
         async with chunks:
             if _is_json(chunks):
                 yield self._with_choices(_json(json.loads(await chunks.response.aread())))
                 return
-            async for chunk in chunks:
-                for delta in assembly.add(chunk.to_dict(mode="json", warnings=False)):
+            async for chunk in _told_by(chunks):
+                for delta in assembly.add(chunk):
                     yield delta
         yield self._end_of(assembly)
 
@@ -347,12 +343,13 @@ class OpenAIChat(_OpenAI):
         return self._with_choices(_json(reply.http_response.json()))
 
     def _end_of(self, assembly: ChatAssembly) -> RawAnswer:
-        if not assembly.is_complete:
-            raise self._failed(None, "the stream ended before the completion did")
+        error = assembly.completion.get("error")
+        if error or not assembly.is_complete:
+            raise self._failed(error, "the stream ended before the completion did")
         return self._answer(assembly.completion)
 
     def _with_choices(self, raw: Item) -> RawAnswer:
-        if not raw.get("choices"):  # some gateways tell an error with status 200
+        if raw.get("error") or not raw.get("choices"):  # some gateways tell an error with status 200
             raise self._failed(raw.get("error"), "an answer without a choice")
         return self._answer(raw)
 
@@ -362,10 +359,23 @@ def _with_metadata(body: Item, metadata: Mapping[str, str] | None) -> Item:
     return body if metadata is None else {**body, "metadata": {**(body.get("metadata") or {}), **metadata}}
 
 
+def _untyped(reply: LegacyAPIResponse[Any]) -> AsyncStream[object]:
+    """The events as they came: the SDK's typed ones are not always written again the same."""
+    from openai import AsyncStream
+
+    return reply.parse(to=AsyncStream[object])
+
+
+async def _told_by(events: AsyncStream[object]) -> AsyncIterator[Item]:
+    async for event in events:
+        if isinstance(event, dict):
+            yield event
+
+
 # Gateways answer as they can: one that knows no streams sends JSON, one that knows nothing else a stream.
 
 
-def _is_json(events: AsyncStream[Any]) -> bool:
+def _is_json(events: AsyncStream[object]) -> bool:
     return "application/json" in events.response.headers.get("content-type", "")
 
 
