@@ -165,12 +165,20 @@ def _priority(rules: FlowControl, event: Event, function: str) -> float:
     return max(-MOST_PRIORITY_SECONDS, min(MOST_PRIORITY_SECONDS, seconds))
 
 
+def find_value(key: Key, event: Event, function: str) -> str | None:
+    """A key's value as a text, short whatever the value; `None` where the event has none."""
+    value = _evaluate(key, event, function)
+    return None if value is None else _as_text(value, key, function)
+
+
 def _value(key: Key | None, event: Event, function: str) -> str:
     """A key's value as a text, short whatever the value."""
-    if key is None:
-        return ""
+    return "" if key is None else _as_text(_evaluate(key, event, function), key, function)
+
+
+def _as_text(value: Any, key: Key, function: str) -> str:
     try:
-        text = canonical_json(_evaluate(key, event, function))
+        text = canonical_json(value)
     except AgentflowError:
         logger.warning("the key %s of %s gave what is no JSON; it counts as null", _name(key), function)
         text = "null"

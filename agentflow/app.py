@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from agentflow.audit import Audit
-from agentflow.client import Approvals, Client, Events, Functions, Runs, UsageReport
+from agentflow.budgets import as_budgets
+from agentflow.client import Approvals, Client, Events, Functions, Runs
 from agentflow.clock import Clock, OffsetClock, SystemClock
 from agentflow.context import Context
 from agentflow.durations import Duration
@@ -18,6 +19,7 @@ from agentflow.events import CronTrigger, EventTrigger
 from agentflow.expressions import Expression
 from agentflow.flow import (
     Batch,
+    Budget,
     CancelOn,
     Concurrency,
     Debounce,
@@ -45,6 +47,7 @@ from agentflow.step import EventLike, Step
 from agentflow.store.protocol import RegisterFunctions, Store
 from agentflow.threads import Threads
 from agentflow.timetable import Schedule, checked_schedule
+from agentflow.usage import BudgetReport, Grouping, UsageReport
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -75,11 +78,13 @@ class App:
         database_url: str | None = None,
         settings: Settings | None = None,
         model_limits: Sequence[ModelRateLimit] = (),
+        budgets: Sequence[Budget] = (),
     ) -> None:
         if not id or not id.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ConfigurationError(f"App({id!r}): an app's id has letters, digits, '-', '_' and '.'")
         try:
             self._model_limits = as_model_limits(model_limits)
+            self._budgets = as_budgets(budgets)
         except ConfigurationError as error:
             raise ConfigurationError(f"App({id!r}): {error}") from None
         self.id = id
@@ -321,6 +326,7 @@ class App:
             on_ended=client.watchers.note_end,
             concurrency=client.settings.concurrency if concurrency is None else concurrency,
             model_limits=self._model_limits,
+            budgets=self._budgets,
             replay_every_step=replay_every_step,
         )
         return worker
@@ -409,6 +415,23 @@ class App:
         """Tokens, cost, and how often a call was billed or possibly billed; of a run and its children, or of the turns
         of a thread."""
         return await self.client.usage(run=run, thread=thread, tag=tag, agent=agent, since=since)
+
+    async def usage_by(
+        self,
+        by: Grouping,
+        *,
+        run: str | None = None,
+        thread: str | None = None,
+        tag: str | None = None,
+        agent: str | None = None,
+        since: datetime | None = None,
+    ) -> dict[str, UsageReport]:
+        """The same for each `"run"`, `"agent"`, `"model"` or `"day"` (of UTC), by its name."""
+        return await self.client.usage_by(by, run=run, thread=thread, tag=tag, agent=agent, since=since)
+
+    async def budgets(self, name: str | None = None) -> list[BudgetReport]:
+        """How budgets stand of which something was used in their present period, of all apps on the database."""
+        return await self.client.budgets(name)
 
     @property
     def runs(self) -> Runs:

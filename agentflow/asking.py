@@ -7,8 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from agentflow.budgets import reservations
 from agentflow.crashpoints import point
-from agentflow.errors import ConfigurationError, InvalidInput, ProviderError
+from agentflow.errors import BudgetExceeded, ConfigurationError, InvalidInput, ProviderError
 from agentflow.model_limits import estimate_tokens, model_turn
 from agentflow.models.answers import priced
 from agentflow.models.conversation import check_can_carry
@@ -21,7 +22,8 @@ from agentflow.models.response import (
     RawAnswer,
 )
 from agentflow.step_runner import NotYet
-from agentflow.store.protocol import ModelCall
+from agentflow.store.charges import charges_of
+from agentflow.store.protocol import ModelCall, Reservation
 from agentflow.telling import Listener, Teller, storable
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Asking:
         *,
         now: Callable[[], int],
         agent: str | None,
+        shared: Sequence[Reservation],
         stream: bool,
         listener: Listener | None,
     ) -> None:
@@ -54,10 +57,15 @@ class Asking:
         self._question = question
         self._now = now
         self._agent = agent
+        self._shared = shared
         self._stream = stream
         self._teller = Teller(attempt, listener)
+        self._reservations: tuple[Reservation, ...] = ()
+        """For the request that is made now."""
         self._row: ModelCall | None = None
         """The end of the request made last, not written yet."""
+        self._has_asked = False
+        """Whether a request was made of the model whose turn it is."""
 
     async def ask(self, models: Sequence[Model]) -> ModelMemo:
         """The first answer that one of the models gives; the next one is asked only when nothing was billed."""
@@ -68,8 +76,12 @@ class Asking:
         for position, model in enumerate(models):
             try:
                 return await self._ask_one(model, number + position, lost)
+            except BudgetExceeded:
+                for call in lost:
+                    await self._attempt.write_model_call(self._ended(call))
+                raise
             except NotYet:
-                if failure is not None and failure.retriable:
+                if failure is not None and failure.retriable and not self._has_asked:
                     raise failure from None  # the first model is asked again before this one may be
                 if self._row is not None:
                     await self._attempt.write_model_call(self._row)
@@ -99,11 +111,12 @@ class Asking:
 
     async def _ask_one(self, model: Model, number: int, unended: Sequence[ModelCall]) -> ModelMemo:
         request = self._checked_request(model)
-        row = self._new_row(model, request, number)
+        row = await self._new_row(model, request, number)
+        self._has_asked = False
         tokens = estimate_tokens(request)
         async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
             answer = await self._send(model, row, unended, lambda: self._exchange(model, request, row))
-            done = self._done(row, model, answer)
+            done, answer = self._done(row, model, answer)
             if done.input_tokens is not None and done.output_tokens is not None:
                 turn.used = done.input_tokens + done.output_tokens
         return self._memo(done, model, request, answer)
@@ -117,7 +130,10 @@ class Asking:
         check_can_carry(model, self._question.messages)
         return self._request(model)
 
-    def _new_row(self, model: Model, request: ModelRequest, number: int) -> ModelCall:
+    async def _new_row(self, model: Model, request: ModelRequest, number: int) -> ModelCall:
+        now = self._now()
+        own = await reservations(self._attempt, model, request, agent=self._agent, now=now)
+        self._reservations = (*own, *self._shared)
         return ModelCall(
             key=self._attempt.key,
             attempt=number,
@@ -126,17 +142,19 @@ class Asking:
             state=CallState.ATTEMPTED,
             # Who dies now leaves this row behind: it must not say that nothing was paid.
             billed="possible",
-            started_at=self._now(),
+            started_at=now,
             digest=request.digest(),
             agent=self._agent,
+            charges=charges_of(self._reservations),
         )
 
     async def _send(
         self, model: Model, row: ModelCall, unended: Sequence[ModelCall], exchange: Callable[[], Awaitable[R]]
     ) -> R:
         """Make the request between the two commits of its row. Raises what the model's `classify` makes of an error."""
+        self._has_asked = True
         # The new row first: between the two commits a crash must not free the number of a lost one.
-        await self._attempt.write_model_call(row)
+        await self._attempt.write_model_call(row, self._reservations)
         for call in unended:
             await self._attempt.write_model_call(self._ended(call))
         point("before_request")
@@ -165,8 +183,8 @@ class Asking:
         """Ask once."""
         self._teller.begin()
         if not (self._stream and model.capabilities.streaming):
-            return priced(model, await model.request(request))
-        return priced(model, await self._told(model.stream(request)))
+            return await model.request(request)
+        return await self._told(model.stream(request))
 
     async def _told(self, events: AsyncIterator[StreamEvent]) -> RawAnswer:
         """The answer of a stream, whose deltas are told meanwhile."""
@@ -190,7 +208,9 @@ class Asking:
         self._end(done)
         return ModelMemo.of(answer, request, self._question.keep)
 
-    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> ModelCall:
+    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> tuple[ModelCall, RawAnswer]:
+        """The row's end, and the answer with its price."""
+        answer, usage = priced(model, answer, latency=row.latency)
         row = row._replace(
             state=CallState.DONE,
             billed="yes",
@@ -200,14 +220,7 @@ class Asking:
             price_version=answer.priced_by,
             error=None,
         )
-        try:
-            usage = model.parse(answer.raw).usage
-        except Exception:  # a paid answer is kept even when it cannot be read
-            logger.exception(
-                "the usage in answer %s of %s cannot be read", answer.provider_id, model_ref(model)
-            )
-            return row
-        return row._replace(**usage.model_dump())
+        return (row if usage is None else row._replace(**usage.model_dump())), answer
 
 
 def _may_ask_another(error: ProviderError) -> bool:

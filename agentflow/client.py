@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Protocol
-
-from pydantic import BaseModel, ConfigDict
 
 from agentflow.approvals import ApprovalRequest, Approve, DecisionInput, Deny, Edit, Respond
 from agentflow.audit import Audit
@@ -45,6 +42,7 @@ from agentflow.store.protocol import (
     DecisionResult,
     FunctionInfo,
     KeyConflict,
+    ModelCall,
     NewRun,
     NoSuchStep,
     PauseFunction,
@@ -57,6 +55,7 @@ from agentflow.store.protocol import (
     Store,
 )
 from agentflow.threads import Threads
+from agentflow.usage import BudgetReport, Grouping, UsageReport, grouped
 
 FUNCTIONS_KEPT_SECONDS = 2.0
 
@@ -70,6 +69,8 @@ class LocalWorker(Protocol):
 
     def decline(self, run: NewRun) -> None: ...
 
+    def has_run(self, run_id: str) -> bool: ...
+
 
 @dataclass
 class Client:
@@ -82,7 +83,9 @@ class Client:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self.watchers = Watchers(self.store)
+        self.watchers = Watchers(
+            self.store, is_here=lambda run_id: bool(self.local_worker and self.local_worker.has_run(run_id))
+        )
         self.runs = Runs(self)
         self.approvals = Approvals(self)
         self.audit = Audit(self.store)
@@ -177,14 +180,43 @@ class Client:
         since: datetime | None = None,
     ) -> UsageReport:
         """Tokens, cost, and how often a call was billed or possibly billed."""
-        calls = await self.store.queries.list_model_calls(
+        calls = await self._model_calls(run, thread, tag, agent, since)
+        return UsageReport.of([call for _, call in calls])
+
+    async def usage_by(
+        self,
+        by: Grouping,
+        *,
+        run: str | None = None,
+        thread: str | None = None,
+        tag: str | None = None,
+        agent: str | None = None,
+        since: datetime | None = None,
+    ) -> dict[str, UsageReport]:
+        """The same for each run, agent, model or day."""
+        calls = await self._model_calls(run, thread, tag, agent, since)
+        return {name: UsageReport.of(some) for name, some in grouped(calls, by).items()}
+
+    async def _model_calls(
+        self,
+        run: str | None,
+        thread: str | None,
+        tag: str | None,
+        agent: str | None,
+        since: datetime | None,
+    ) -> list[tuple[str, ModelCall]]:
+        return await self.store.queries.list_model_calls(
             run=run,
             tag=tag,
             agent=agent,
             since=None if since is None else from_datetime(since),
             thread=None if thread is None else (self.app, thread),
         )
-        return UsageReport.of([call for _, call in calls])
+
+    async def budgets(self, name: str | None = None) -> list[BudgetReport]:
+        """How budgets stand of which something was used in their present period."""
+        states = await self.store.queries.list_budgets(now=self.clock.now(), name=name)
+        return [BudgetReport.of(state) for state in states]
 
     async def resolve(self, target: Target) -> Function[Any, Any] | FunctionRef:
         """The function where it is known here, else a reference to one that another app has registered."""
@@ -477,43 +509,6 @@ class Events:
         """The runs that an event started. Raises `NotFound`."""
         await self.get(event_id)
         return await self._client.store.queries.list_event_runs(event_id, limit=_limit(limit), cursor=cursor)
-
-
-class UsageReport(BaseModel):
-    """What model calls used. `cost` in US dollars, `None` when a price is not known."""
-
-    model_config = ConfigDict(frozen=True)
-
-    calls: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost: Decimal | None = Decimal(0)
-    billed: int = 0
-    possibly_billed: int = 0
-
-    @staticmethod
-    def of(calls: Iterable[Any]) -> UsageReport:
-        """Add up rows of the ledger."""
-        rows = list(calls)
-        counters = (
-            "input_tokens",
-            "cached_tokens",
-            "cache_write_tokens",
-            "output_tokens",
-            "reasoning_tokens",
-        )
-        paid = [row for row in rows if row.billed != "no"]
-        unknown = any(row.cost is None for row in paid)
-        return UsageReport(
-            calls=len(rows),
-            cost=None if unknown else sum((Decimal(row.cost) for row in paid), Decimal(0)),
-            billed=sum(row.billed == "yes" for row in rows),
-            possibly_billed=sum(row.billed == "possible" for row in rows),
-            **{name: sum(getattr(row, name) or 0 for row in rows) for name in counters},
-        )
 
 
 def _begin(worker: LocalWorker, run: NewRun, owner: str, done: asyncio.Future[Any]) -> None:

@@ -7,7 +7,7 @@ it is private to the engine and derives from `BaseException`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -168,7 +168,15 @@ class DigestMismatch(AgentflowError):
 
 
 class BudgetExceeded(AgentflowError):
-    """The next model or tool call would pass one of the agent's `Limits`."""
+    """The next model or tool call would pass one of the agent's `Limits`, or a `Budget`.
+
+    Of a `Budget`, `budget` is its name and `resets_at` when its next period begins, `None` for one of all times.
+    """
+
+    def __init__(self, message: str, *, budget: str | None = None, resets_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.resets_at = resets_at
 
 
 class OutputInvalid(AgentflowError):

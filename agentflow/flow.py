@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -24,6 +25,8 @@ V = TypeVar("V")
 
 MOST_CONCURRENCY: Final = 2
 MOST_CANCEL_ON: Final = 5
+MOST_COST_USD: Final = 10_000_000
+LONGEST_NAME: Final = 200
 
 Key = str | Callable[[dict[str, Any]], Any]
 """A dotted path (`data.user_id`), a CEL expression over `event`, or a function that gets the event."""
@@ -183,6 +186,52 @@ class ModelRateLimit:
         _check_duration(self, "period")
 
 
+@dataclass(frozen=True)
+class Budget:
+    """At most so much money, or so many tokens, for model calls in a `period`, shared by every worker on the database.
+
+    What a call may cost at most is reserved before it leaves, and settled to what it did cost; one that might pass the
+    budget raises `BudgetExceeded`. A period begins at a multiple of its length (days at midnight UTC, weeks on Monday);
+    `period=None` is the budget of all times. With `key` each of its values has a budget of its own. `agent`, `model`
+    ("provider:model") and `provider` narrow it to some calls. Of a call that sets no `max_tokens`, `answer_tokens` are
+    reserved for the answer.
+
+        Budget("per-customer", cost_usd=5, period="1d", key="data.customer_id")
+    """
+
+    name: str
+    _: KW_ONLY
+    cost_usd: Decimal | float | str | None = None
+    tokens: int | None = None
+    period: Duration | None = None
+    agent: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    key: Key | None = None
+    answer_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        _check_name(self, "name", "is not the name of a budget")
+        if len(self.name) > LONGEST_NAME or "\x00" in self.name:
+            raise _complaint(
+                self, "name", f"has more than {LONGEST_NAME} characters, or one that cannot be stored"
+            )
+        if self.cost_usd is None and self.tokens is None:
+            raise _complaint(self, "cost_usd", "and tokens are both missing")
+        if self.cost_usd is not None:
+            object.__setattr__(self, "cost_usd", _as_money(self, "cost_usd"))
+        if self.tokens is not None:
+            _check_count(self, "tokens")
+        _check_optional_duration(self, "period")
+        for name, what in (("agent", "an agent"), ("provider", "a provider"), ("model", "a model")):
+            if getattr(self, name) is not None:
+                _check_name(self, name, f"is not the name of {what}")
+        if self.model is not None and ":" not in self.model:
+            raise _complaint(self, "model", "names no provider: write 'provider:model'")
+        check_key(self, "key")
+        _check_count(self, "answer_tokens")
+
+
 class CronTick(BaseModel):
     """The data of a run that a schedule started."""
 
@@ -250,6 +299,20 @@ def _check_count(config: object, name: str) -> None:
         raise _complaint(config, name, "is not a whole number")
     if count < 1:
         raise _complaint(config, name, "has to be at least 1")
+
+
+def _as_money(config: object, name: str) -> Decimal:
+    given = getattr(config, name)
+    try:
+        # A float as it is written: 0.1 is a tenth, not its binary neighbour.
+        money = Decimal(str(given)) if isinstance(given, int | float | str) else given
+    except InvalidOperation:
+        money = None
+    if isinstance(given, bool) or not isinstance(money, Decimal) or not money.is_finite():
+        raise _complaint(config, name, "is not a number of US dollars")
+    if not 0 < money <= MOST_COST_USD:
+        raise _complaint(config, name, f"has to be more than nothing, and at most {MOST_COST_USD}")
+    return money
 
 
 def _check_optional_duration(config: object, name: str) -> None:

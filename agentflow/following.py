@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from agentflow.asking import in_words
 from agentflow.durations import to_micros
-from agentflow.errors import ProviderError
+from agentflow.errors import Billed, ProviderError
 from agentflow.models.protocol import BackgroundModel, StreamEvent, model_ref
 from agentflow.models.response import RawAnswer
 from agentflow.step_runner import NotYet
@@ -24,10 +25,27 @@ logger = logging.getLogger(__name__)
 Tell: TypeAlias = Callable[[AsyncIterator[StreamEvent]], Awaitable[RawAnswer]]
 
 SECOND = 1_000_000
-SHORTEST_PAUSE, LONGEST_PAUSE = SECOND, 30 * SECOND
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a job is looked at, the more seldom the longer it takes already."""
+
+    shortest: int
+    longest: int
+
+    def after(self, elapsed: int) -> int:
+        """Microseconds until the next look."""
+        return min(max(elapsed // 2, self.shortest), self.longest)
+
+
+SOON = Pace(SECOND, 30 * SECOND)
+LATER = Pace(30 * SECOND, 300 * SECOND)
+"""For what may take a day."""
 CANCEL_SECONDS = 10.0
 _GONE = (404, 410)
 MOST_TO_SPARE_SECONDS = 2.0
+_BILLED: dict[Billed, str] = {"no": "is not billed", "possible": "may be billed", "yes": "is billed"}
 
 
 class Begin(Protocol):
@@ -63,6 +81,7 @@ class Job:
         self._begin = begin
         self._is_taken_up = is_taken_up
         self._is_late = False
+        self._pace = pace_of(row)
 
     async def answer(self) -> RawAnswer:
         """Raises `ProviderError` when the job has ended without one, `NotYet` where the run may leave memory."""
@@ -89,6 +108,8 @@ class Job:
             if failure.error.status in _GONE:
                 raise self._lost("is not known there any more") from error
             if not failure.retriable:
+                # Not billed is the look, which was refused; what the job has cost it does not tell.
+                failure.error.billed = "possible"
                 raise failure.error from error
             logger.warning("%s: %s; the job is looked at again", self._attempt.key, failure.error)
             return None
@@ -123,29 +144,30 @@ class Job:
 
     def _next_look(self) -> int:
         now = self._now()
-        until = now + pause_after(now - self._row.started_at)
+        until = now + self._pace.after(now - self._row.started_at)
         limit = self._attempt.timeout
         return (
-            until
-            if limit is None
-            else min(until, max(self._row.started_at + to_micros(limit), now + SHORTEST_PAUSE))
+            until if limit is None else min(until, max(self._row.started_at + to_micros(limit), now + SECOND))
         )
 
     async def _give_up(self) -> RawAnswer:
         """The step's timeout is over: cancel the job, unless it ends with its answer just now."""
         await self.cancel()
-        with contextlib.suppress(ProviderError):
+        billed: Billed = "possible"
+        try:
             answer = await self._polled()
             if answer is not None:
                 return answer
-        raise self._lost(f"took longer than timeout={self._attempt.timeout}, and was cancelled")
+        except ProviderError as error:
+            billed = "no" if error.billed == "no" else "possible"
+        raise self._lost(f"took longer than timeout={self._attempt.timeout}, and was cancelled", billed)
 
-    def _lost(self, why: str) -> ProviderError:
+    def _lost(self, why: str, billed: Billed = "possible") -> ProviderError:
         return ProviderError(
-            f"the job {self._id} of {model_ref(self._model)} {why}: it may be billed",
+            f"the job {self._id} of {model_ref(self._model)} {why}: it {_BILLED[billed]}",
             provider=self._row.provider,
             model=self._row.model,
-            billed="possible",
+            billed=billed,
             retriable=True,
         )
 
@@ -179,6 +201,5 @@ def seconds_left(attempt: Attempt, row: ModelCall, *, now: int) -> float | None:
     return limit.total_seconds() - (now - row.started_at) / 1e6 - margin
 
 
-def pause_after(elapsed: int) -> int:
-    """Microseconds until the next look, the longer the longer it takes already."""
-    return min(max(elapsed // 2, SHORTEST_PAUSE), LONGEST_PAUSE)
+def pace_of(row: ModelCall) -> Pace:
+    return SOON if row.latency is None else LATER

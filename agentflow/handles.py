@@ -7,7 +7,7 @@ import contextvars
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar, cast
 
 from agentflow.codec import PLAIN, Codec
@@ -30,11 +30,13 @@ UNKNOWN_ERROR = '{"name": "Error", "message": "the run failed, and its error cou
 class Watchers:
     """Tells those in this process who wait for a run: at once what ended here, by one poll what ended elsewhere.
 
-    The ends of the latest runs of this process are kept, so that asking for a result costs no read.
+    The ends of the latest runs of this process are kept, so that asking for a result costs no read. `is_here` says
+    whether a run is in memory here: its worker is about to say how it has ended, or that it is gone.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, is_here: Callable[[str], bool]) -> None:
         self._store = store
+        self._is_here = is_here
         self._ends: OrderedDict[str, End] = OrderedDict()
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._watches: dict[str, set[Watch]] = {}
@@ -132,11 +134,16 @@ class Watchers:
                 pause = min(pause * 2, LONGEST_PAUSE)
                 self._must_look_at_all = True
             # What ended in this process has been told meanwhile: then nobody waits for it any more.
+            here = {run_id for run_id in self._said_to_end if self._is_here(run_id)}
             wanted = (
-                self._waiting.keys() if self._must_look_at_all else self._waiting.keys() & self._said_to_end
+                self._waiting.keys()
+                if self._must_look_at_all
+                else self._waiting.keys() & self._said_to_end - here
             )
             self._must_look_at_all = False
-            self._said_to_end.clear()
+            self._said_to_end = here
+            if here:
+                self._hurry.set()
             if not wanted:
                 continue
             try:

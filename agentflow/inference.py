@@ -20,6 +20,7 @@ from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, InDoubt
 from agentflow.keys import escape
 from agentflow.models.conversation import check_conversation, check_size
+from agentflow.models.deferral import billing_under, check_latency, check_streams
 from agentflow.models.ledger import Billing
 from agentflow.models.memo import ModelMemo, Question, name_of, read_memo
 from agentflow.models.messages import MessageLike, to_messages
@@ -35,6 +36,7 @@ from agentflow.telling import DeltaListener, Listener
 if TYPE_CHECKING:
     from agentflow.step import Step
     from agentflow.step_runner import Attempt
+    from agentflow.store.protocol import Reservation
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +88,17 @@ class Inference:
         asked for again; or with `"recover"` found at the provider first; or with `"strict"` never asked for again
         silently: if it is not found, a person decides, by an approval.
 
+        `settings=ModelSettings(latency="batch")` has it answered within a day, for half the price: a job that is waited
+        for in no memory, always `"strict"`; `"2h"` and `"8h"` likewise, at OpenAI, and never less than `"recover"`.
+
         Raises `ProviderError` (`RateLimited`, `ContextTooLong`, ...) when the provider failed for good, `InDoubt` when
-        a person did not let a lost call be made again, `ConfigurationError` where `billing` cannot hold.
+        a person did not let a lost call be made again, `ConfigurationError` where `billing` or `latency` cannot hold.
         """
         check_billing(billing)
         models = (model, *fallback)
+        latency = None if settings is None else settings.latency
+        check_latency(models, latency)
+        check_streams(stream, latency, of=f"step.ai.infer({id!r}, stream=True)")
         question = Question(
             messages=to_messages(messages),
             instructions=instructions,
@@ -108,7 +116,7 @@ class Inference:
             prepare,
             name=name_of(model),
             models=lambda: [resolve_model(candidate) for candidate in models],
-            billing=billing,
+            billing=billing_under(billing, latency),
             stream=stream,
             retry=retry,
             timeout=timeout,
@@ -198,12 +206,14 @@ def ask_model(
     models: Callable[[], Sequence[Model]],
     billing: Billing = "at_least_once",
     agent: str | None = None,
+    shared: Sequence[Reservation] = (),
     stream: bool = False,
     retry: Retry | None = None,
     timeout: Duration | None = None,
     on_delta: DeltaListener | None = None,
 ) -> Coroutine[Any, Any, Asked]:
-    """The step itself. `prepare` and `models` are called in its body, so on the first run only.
+    """The step itself. `prepare` and `models` are called in its body, so on the first run only. `shared` is what it may
+    use together with others, beside the app's budgets.
 
     A call that is in doubt under `"strict"` fails as a step; what a person decides of it is another step, and the call
     that is made again, or the answer that was given, a third one.
@@ -225,11 +235,19 @@ def ask_model(
         check_size(question.messages, most=runner.settings.max_step_bytes)
         if given:
             return memo_of_person(question, *given)
-        options: dict[str, Any] = {"now": runner.now, "agent": agent, "stream": stream, "listener": listener}
-        if billing == "at_least_once":
+        options: dict[str, Any] = {
+            "now": runner.now,
+            "agent": agent,
+            "shared": shared,
+            "stream": stream,
+            "listener": listener,
+        }
+        # A job that comes later is followed to its end also when the code that began it has changed meanwhile.
+        under_way = None if attempt.open_call is None else attempt.open_call.latency
+        way = billing_under(billing, under_way)
+        if way == "at_least_once":
             return await Asking(attempt, question, **options).ask(models())
-        asking = Recovering(attempt, question, run_id=runner.run_id, billing=billing, **options)
-        return await asking.ask(models())
+        return await Recovering(attempt, question, run_id=runner.run_id, billing=way, **options).ask(models())
 
     async def asked() -> Asked:
         nonlocal key

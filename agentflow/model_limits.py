@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from agentflow.errors import ConfigurationError, ProviderError, RateLimited
+from agentflow.errors import BudgetExceeded, ConfigurationError, ProviderError, RateLimited
 from agentflow.flow import ModelRateLimit
 from agentflow.models.function import FunctionModel
 from agentflow.models.media import CHARACTERS_PER_TOKEN, characters_that_count
@@ -60,6 +60,9 @@ async def model_turn(
             attempt.slow_model_calls(provider, min(max(wish, 0.0), LONGEST_BACK_OFF))
         attempt.settle_model_call(provider, number=number, used=0 if error.billed == "no" else None)
         raise
+    except BudgetExceeded:
+        attempt.settle_model_call(provider, number=number, used=0)
+        raise
     attempt.settle_model_call(provider, number=number, used=turn.used)
 
 
@@ -79,7 +82,7 @@ def as_model_limits(values: Sequence[Any]) -> dict[str, ModelRateLimit]:
     for value in values:
         if not isinstance(value, ModelRateLimit):
             raise ConfigurationError(f"model_limits=: {value!r} is no ModelRateLimit")
-        _check_provider(value.provider)
+        check_provider(value.provider, f"ModelRateLimit(provider={value.provider!r})")
         if value.provider in limits:
             raise ConfigurationError(
                 f"model_limits=: there are two limits for {value.provider!r}: give its requests and tokens in one"
@@ -88,11 +91,12 @@ def as_model_limits(values: Sequence[Any]) -> dict[str, ModelRateLimit]:
     return limits
 
 
-def _check_provider(provider: str) -> None:
+def check_provider(provider: str, given: str) -> None:
+    """Raise `ConfigurationError` for a provider that nobody knows."""
     known = {*known_providers(), FunctionModel.provider}
     if provider not in known:
         raise ConfigurationError(
-            f"ModelRateLimit(provider={provider!r}): no provider of that name is known, so that nothing would be "
+            f"{given}: no provider of that name is known, so that nothing would be "
             f"limited. Known: {', '.join(sorted(known))} (what stands before the colon of 'provider:model'). One of "
             "your own has to be registered before the App is made: agentflow.providers.register_provider"
         )

@@ -4,6 +4,7 @@ See `providers/README.md` in the repository for a whole provider in forty lines.
 """
 
 from agentflow.models.clients import imported, shared_client
+from agentflow.models.deferral import DeferredModel, at_once, custom_id_of
 from agentflow.models.failures import exception_failure, status_failure, stream_failure
 from agentflow.models.media import FilePart, ImagePart, Media
 from agentflow.models.messages import (
@@ -23,7 +24,10 @@ from agentflow.models.protocol import (
     BackgroundModel,
     Capabilities,
     ContentCheck,
+    DeferrableModel,
     Failure,
+    JobLookupModel,
+    JobSearch,
     LookupModel,
     Model,
     PricedApart,
@@ -36,6 +40,7 @@ from agentflow.models.response import (
     AttemptReset,
     Delta,
     FinishReason,
+    Latency,
     ModelRequest,
     ModelResponse,
     ModelSettings,
@@ -54,12 +59,17 @@ __all__ = [
     "BackgroundModel",
     "Capabilities",
     "ContentCheck",
+    "DeferrableModel",
+    "DeferredModel",
     "Delta",
     "Failure",
     "FilePart",
     "FinishReason",
     "ImagePart",
     "Item",
+    "JobLookupModel",
+    "JobSearch",
+    "Latency",
     "LookupModel",
     "Media",
     "Message",
@@ -86,6 +96,8 @@ __all__ = [
     "ToolSpec",
     "Usage",
     "UserPart",
+    "at_once",
+    "custom_id_of",
     "exception_failure",
     "imported",
     "items_to_send_back",

@@ -3,6 +3,8 @@
 A model that works in the background is given the job and then only looked at: by polls between which the run may leave
 memory, or by a stream that is taken up again. One whose provider keeps its answers is looked up by metadata. Where
 neither is to be had, or nothing is found, `"recover"` asks again and `"strict"` leaves it to a person.
+
+What is to come later (`ModelSettings(latency=)`) is always such a job, that of a batch always `"strict"`.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from agentflow.asking import Asking, R, in_words
+from agentflow.clock import to_datetime
 from agentflow.errors import ConfigurationError, InDoubt, ProviderError
-from agentflow.following import SECOND, Job, pause_after, seconds_left
+from agentflow.following import LATER, SECOND, SOON, Job, seconds_left
 from agentflow.model_limits import estimate_tokens, model_turn
-from agentflow.models.answers import priced
+from agentflow.models.deferral import deferred
 from agentflow.models.ledger import Billing, CallState, NextAct, act_on, state_after_crash
 from agentflow.models.memo import ModelMemo
 from agentflow.models.protocol import (
     BackgroundModel,
+    JobLookupModel,
+    JobSearch,
     LookupModel,
     Model,
     Submitted,
@@ -50,17 +55,21 @@ class Recovering(Asking):
         super().__init__(attempt, *args, **options)
         self._run_id = run_id
         self._billing = billing
+        self._latency = self._question.settings.latency
         self._earlier: list[ModelCall] | None = None
         self._in_doubt: list[ModelCall] = []
 
     async def ask(self, models: Sequence[Model]) -> ModelMemo:
         for model in models:
-            check_can_recover(model, self._billing)
+            note_asked(model)
+        ways = models if self._latency is None else [deferred(model, self._latency) for model in models]
+        for way in ways:
+            check_can_recover(way, self._billing)
         found = await self._settle(models)
         if found is not None:
             return found
         self._earlier = None  # it has changed meanwhile
-        return await super().ask(models)
+        return await super().ask(ways)
 
     # ------------------------------------------------------------------------------ what an earlier try left behind
 
@@ -92,12 +101,14 @@ class Recovering(Asking):
         """What becomes of a doubt: the answer is found, or a person is asked (`InDoubt`), or `None`: ask again."""
         capabilities = model.capabilities
         options: dict[str, Any] = {"billing": self._billing, "capabilities": capabilities}
-        act = act_on(CallState.IN_DOUBT, retriable=retriable, **options)
+        # Of a job whose id is known there is nothing more to be found.
+        is_known = row.provider_id is not None
+        act = act_on(CallState.IN_DOUBT, looked_up=is_known, retriable=retriable, **options)
         is_looked_up = act is NextAct.RECOVER
         if is_looked_up:
             found = await self._look_up(model, row, is_patient=retriable)
             if found is not None:
-                return self._recovered(model, *found)
+                return found
             act = act_on(CallState.IN_DOUBT, looked_up=True, retriable=retriable, **options)
         if act is NextAct.ASK_PERSON:
             self._end(row)
@@ -114,20 +125,19 @@ class Recovering(Asking):
             )
         return None
 
-    async def _look_up(
-        self, model: Model, row: ModelCall, *, is_patient: bool
-    ) -> tuple[ModelCall, RawAnswer] | None:
+    async def _look_up(self, model: Model, row: ModelCall, *, is_patient: bool) -> ModelMemo | None:
         """The stored answer of a request that was lost; `None` when there was none within the grace. Not `is_patient`
         is who has been told that there will be none."""
-        if not _is_lookup(model):
-            return None
         now, since = self._now(), row.ended_at or 0
-        unreachable = ""
+        search, unreachable = JobSearch(), ""
+        found: tuple[ModelCall, RawAnswer] | None = None
         try:
-            for call in (row, *reversed(self._in_doubt)):
-                answer = await model.find(self._metadata(call))
-                if answer is not None:
-                    return call, answer
+            if _is_job_lookup(model):
+                search = await model.find_job(self._metadata(row), since=to_datetime(row.started_at))
+            elif _is_lookup(model):
+                found = await self._find(model, row)
+            else:
+                return None
         except ConfigurationError:
             if self._billing == "strict":
                 logger.exception("%s: a person has to decide", self._attempt.key)
@@ -137,13 +147,45 @@ class Recovering(Asking):
             # Who could not look must not say that there is nothing.
             unreachable = f", which could not be asked ({in_words(error)})"
             self._settle_failed_look(model, error)
+        if found is not None:
+            return self._recovered(model, *found)
+        if search.provider_id is not None:
+            return await self._take_up_found(model, row, search.provider_id)
+        if search.is_open and not self._is_overdue(row):
+            raise NotYet(
+                now + LATER.after(now - since),
+                f"step {self._attempt.key!r} looks for its job at {model_ref(model)}, where some do not tell yet whose "
+                "they are",
+            )
         if not is_patient or (not unreachable and now >= since + LOOKUP_GRACE):
             return None
-        until = now + pause_after(now - since)
+        until = now + SOON.after(now - since)
         raise NotYet(
             until if unreachable else min(until, since + LOOKUP_GRACE),
             f"step {self._attempt.key!r} looks for a lost answer at {model_ref(model)}{unreachable}",
         )
+
+    async def _find(self, model: LookupModel, row: ModelCall) -> tuple[ModelCall, RawAnswer] | None:
+        """The stored answer of this request, or of one before it that is in doubt too."""
+        for call in (row, *reversed(self._in_doubt)):
+            answer = await model.find(self._metadata(call))
+            if answer is not None:
+                return call, answer
+        return None
+
+    async def _take_up_found(self, model: Model, row: ModelCall, provider_id: str) -> ModelMemo:
+        """The answer of a job that was submitted, although nobody had heard its id."""
+        logger.info("%s: the job %s was found again", self._attempt.key, provider_id)
+        row = row._replace(
+            state=CallState.SUBMITTED, provider_id=provider_id, ended_at=None, error=None, billed="possible"
+        )
+        await self._attempt.write_model_call(row)
+        self._row = None  # that it was in doubt is not to be written any more
+        return await self._follow(model, row, is_taken_up=True)
+
+    def _is_overdue(self, row: ModelCall) -> bool:
+        left = seconds_left(self._attempt, row, now=self._now())
+        return left is not None and left <= 0
 
     def _settle_failed_look(self, model: Model, error: Exception) -> None:
         """Go on only after a failure that may pass."""
@@ -161,8 +203,10 @@ class Recovering(Asking):
                 "%s: the code would ask something else now than what the answer that was found answers",
                 self._attempt.key,
             )
-        answer = priced(model, answer)
-        return self._memo(self._done(row, model, answer), model, request, answer)
+        done, answer = self._done(row, model, answer)
+        if row.latency is not None:
+            done = done._replace(provider_id=row.provider_id)  # the batch's: the answer's own is in the memo
+        return self._memo(done, model, request, answer)
 
     # --------------------------------------------------------------------------------------------------- the request
 
@@ -186,8 +230,8 @@ class Recovering(Asking):
         self._teller.begin()
         metadata = self._metadata(row)
         if not (self._stream and model.capabilities.streaming):
-            return priced(model, await model.request_stored(request, metadata=metadata))
-        return priced(model, await self._told(model.stream_stored(request, metadata=metadata)))
+            return await model.request_stored(request, metadata=metadata)
+        return await self._told(model.stream_stored(request, metadata=metadata))
 
     async def _send(
         self, model: Model, row: ModelCall, unended: Sequence[ModelCall], exchange: Callable[[], Awaitable[R]]
@@ -216,9 +260,9 @@ class Recovering(Asking):
         self, model: BackgroundModel, number: int, unended: Sequence[ModelCall]
     ) -> tuple[ModelCall, RawAnswer | None]:
         """Give the job to the provider, and commit by which id it is found; with its answer if that came at once."""
-        note_asked(model)
         request = self._checked_request(model)
-        row = self._new_row(model, request, number)
+        row = (await self._new_row(model, request, number))._replace(latency=self._latency)
+        self._has_asked = False
         metadata, stream = self._metadata(row), self._wants_stream(model)
 
         async def submit() -> Submitted:
@@ -231,10 +275,12 @@ class Recovering(Asking):
             answer = submitted.answer
             if answer is not None:
                 turn.used = model.parse(answer.raw).usage.total_tokens or None
+        if answer is not None:
+            # Who answers at once knows of no later, and of no price for it.
+            return row._replace(provider_id=submitted.provider_id, latency=None), answer
         row = row._replace(state=CallState.SUBMITTED, provider_id=submitted.provider_id)
-        if answer is None:
-            await self._attempt.write_model_call(row)
-        return row, answer
+        await self._attempt.write_model_call(row)
+        return row, None
 
     def _wants_stream(self, model: Model) -> bool:
         return self._stream and model.capabilities.streaming
@@ -267,12 +313,19 @@ class Recovering(Asking):
                 )
             raise
         except ProviderError as error:
-            self._end(self._ended_in_doubt(row, in_words(error)))
+            self._end(self._ended_without_answer(row, error))
             memo = await self._after_failure(model, error)
             if memo is None:
                 raise
             return memo
         return self._recovered(model, row, answer)
+
+    def _ended_without_answer(self, row: ModelCall, error: ProviderError) -> ModelCall:
+        if error.billed != "no":
+            return self._ended_in_doubt(row, in_words(error))
+        return row._replace(
+            state=CallState.NOT_BILLED, billed="no", ended_at=self._now(), error=in_words(error)
+        )
 
     def _ended_in_doubt(self, row: ModelCall, error: str) -> ModelCall:
         return row._replace(state=CallState.IN_DOUBT, billed="possible", ended_at=self._now(), error=error)
@@ -302,16 +355,19 @@ def _is_background(model: Model) -> TypeGuard[BackgroundModel]:
     return model.capabilities.background and isinstance(model, BackgroundModel)
 
 
+def _is_job_lookup(model: Model) -> TypeGuard[JobLookupModel]:
+    return model.capabilities.lookup and isinstance(model, JobLookupModel)
+
+
 def _is_lookup(model: Model) -> TypeGuard[LookupModel]:
     return model.capabilities.lookup and isinstance(model, LookupModel)
 
 
 def _model_of(row: ModelCall, models: Sequence[Model]) -> Model:
-    """The model that a row's request was made of."""
-    for model in models:
-        if (model.provider, model.model) == (row.provider, row.model):
-            return model
-    return resolve_model(f"{row.provider}:{row.model}")
+    """The model that a row's request was made of, by the way it was made."""
+    named = (model for model in models if (model.provider, model.model) == (row.provider, row.model))
+    model = next(named, None) or resolve_model(f"{row.provider}:{row.model}")
+    return model if row.latency is None else deferred(model, row.latency)
 
 
 def _doubt(row: ModelCall, *, is_looked_up: bool) -> InDoubt:

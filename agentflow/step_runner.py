@@ -13,9 +13,19 @@ from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, Target
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
-from agentflow.store.protocol import Json, Micros, ModelCall, NewApproval, NewRun, TurnBegun, TurnEnd
+from agentflow.store.protocol import (
+    Json,
+    Micros,
+    ModelCall,
+    NewApproval,
+    NewRun,
+    Reservation,
+    TurnBegun,
+    TurnEnd,
+)
 
 if TYPE_CHECKING:
+    from agentflow.flow import Budget, Key
     from agentflow.settings import Settings
 
 R = TypeVar("R")
@@ -41,8 +51,9 @@ class Attempt(Protocol):
         """Call a sync function in a thread."""
         ...
 
-    async def write_model_call(self, call: ModelCall) -> None:
-        """Commit a row of the ledger now, before the request leaves."""
+    async def write_model_call(self, call: ModelCall, reservations: Sequence[Reservation] = ()) -> None:
+        """Commit a row of the ledger now, before the request leaves; a new one with what is reserved for it. Raises
+        `BudgetExceeded`."""
         ...
 
     def end_model_call(self, call: ModelCall) -> None:
@@ -55,6 +66,15 @@ class Attempt(Protocol):
 
     async def list_model_calls(self, run_id: str) -> list[ModelCall]:
         """The ledger's rows of another run and of those it invoked."""
+        ...
+
+    @property
+    def budgets(self) -> Sequence[Budget]:
+        """The budgets of the app."""
+        ...
+
+    async def budget_value(self, key: Key) -> str:
+        """The value of a budget's key, by what started the run; else by what started the one that invoked it."""
         ...
 
     async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:

@@ -9,6 +9,7 @@ import functools
 import inspect
 import traceback as traceback_module
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -110,7 +111,9 @@ def _own_class(kind: type[BaseException]) -> type[AgentflowError] | None:
 def _own_attributes(error: BaseException) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     for name, value in _public_attributes(error).items():
-        plain = to_plain(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+        if isinstance(value, BaseModel):
+            value = value.model_dump(mode="json")
+        plain = to_plain(value.isoformat() if isinstance(value, datetime) else value)
         if isinstance(plain, Plain):
             attributes[name] = plain.value
     return attributes
@@ -190,6 +193,8 @@ def _attribute_type(kind: type[AgentflowError], name: str) -> Any:
         from agentflow.approvals import ApprovalRequest  # it imports the codec
 
         return ApprovalRequest
+    if kind is errors.BudgetExceeded and name == "resets_at":
+        return datetime
     return _attribute_types.get((kind, name))
 
 

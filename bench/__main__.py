@@ -47,7 +47,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--size", choices=SIZES, default="full", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--peers", action="store_true", help="with DBOS and LangGraph, installed into .venv-peers"
+        "--peers",
+        action="store_true",
+        help="with DBOS, LangGraph and pydantic-ai, installed into .venv-peers",
     )
     parser.add_argument(
         "--check", action="store_true", help="fail when a ratio got worse by more than a third"

@@ -22,7 +22,7 @@ MOST = 4 / 3
 AGAIN = 2
 
 # A p99 of so few rounds, the memory of one process and a lone import say more of the machine than of agentflow.
-CHECKED = [row for row in ROWS if row.figure in ("step", "run", "p50", "resume")]
+CHECKED = [row for row in ROWS if row.figure in ("step", "run", "p50", "turn", "resume")]
 
 Ratios = dict[str, float]
 

@@ -36,11 +36,16 @@ class Contestant:
     """The line with which its user begins; none for the raw limit."""
     is_raw: bool = False
     is_peer: bool = False
+    workloads: frozenset[str] | None = None
+    """All it can do; `None` is everything but an agent."""
 
     def does(self, workload: str, database: str) -> bool:
         if self.is_raw:
             return workload not in HAVE_NO_RAW_LIMIT
-        return not (self.is_peer and database == PROCESS)  # no peer offers less than it has by default
+        if not self.is_peer:
+            return True
+        is_able = workload != "agent" if self.workloads is None else workload in self.workloads
+        return is_able and database != PROCESS  # no peer offers less than it has by default
 
 
 RAW = Contestant("raw", Path(sys.executable), "bench.raw", is_raw=True)

@@ -7,7 +7,7 @@ import gc
 import time
 from statistics import median
 
-from agentflow import App, Context, Settings, Step
+from agentflow import Agent, App, Context, ModelRequest, Settings, Step, ToolCall, tool
 from agentflow.app import AppWorker
 from bench.talk import Figures, Work, Workloads, answer, resident_mb, rounds, spread, wait_to_be_killed
 
@@ -185,6 +185,38 @@ async def recovery(work: Work) -> Figures:
         return {"all": time.perf_counter() - began}
 
 
+async def agent(work: Work) -> Figures:
+    """Runs of an agent, one after the other, whose model is a function: the median turn."""
+    app = await open_app(work)
+    turns = work.sizes["turns"]
+    took: list[float] = []
+
+    @tool
+    async def look_up(number: int) -> str:
+        """Look a number up."""
+        return f"number {number} is fine"
+
+    async def reply(request: ModelRequest) -> str | ToolCall:
+        turn = len(request.messages) // 2 + 1
+        return "done" if turn == turns else ToolCall(name="look_up", args={"number": turn})
+
+    clerk = Agent("clerk", model=reply, instructions="You look numbers up.", tools=[look_up])
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> str:
+        began = time.perf_counter()
+        result = await clerk.run(step, "Is everything fine?")
+        took.append((time.perf_counter() - began) / turns)
+        return result.output
+
+    async def start_one(n: int) -> None:
+        assert await (await app.start(run, n)).result() == "done"
+
+    async with app.running():
+        await rounds(work, work.sizes["agent_runs"], start_one)
+    return {"turn": median(took)}
+
+
 async def open_app(work: Work) -> App:
     app = App(
         "bench",
@@ -214,7 +246,7 @@ async def _until_parked(worker: AppWorker) -> None:
 
 
 WORKLOADS: Workloads = {
-    work.__name__: work for work in (sequence, throughput, parallel, start, signal, replay, recovery)
+    work.__name__: work for work in (sequence, throughput, parallel, start, signal, agent, replay, recovery)
 }
 
 if __name__ == "__main__":

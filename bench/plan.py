@@ -29,6 +29,8 @@ FULL: Mapping[str, int] = MappingProxyType(
         "parked_few": 100,
         "parked_many": 500,
         "recovered": 200,
+        "turns": 5,
+        "agent_runs": 100,
     }
 )
 QUICK: Mapping[str, int] = MappingProxyType(
@@ -42,6 +44,7 @@ QUICK: Mapping[str, int] = MappingProxyType(
         "parallel_runs": 5,
         "parked_many": 200,
         "recovered": 50,
+        "agent_runs": 40,
     }
 )
 SMALLEST: Mapping[str, int] = MappingProxyType(
@@ -83,6 +86,7 @@ ROWS = (
     Row("signal", "p99", "signal until a run goes on, p99", "µs"),
     Row("signal", "parked", "memory of 1,000 runs that wait", "MB"),
     Row("replay", "resume", "resume a run after {steps} steps", "ms"),
+    Row("agent", "turn", "an agent's turn, in runs of {turns}", "µs"),
     Row("recovery", "all", "{recovered} half-done runs after kill -9", "s", (STRICT,)),
     Row("load", "import", "import, in a fresh process", "ms", (STRICT,)),
 )

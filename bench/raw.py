@@ -100,6 +100,12 @@ async def signal(work: Work) -> Figures:
     return spread(await _insert_and_commit(work, work.sizes["signals"]))
 
 
+async def agent(work: Work) -> Figures:
+    """One INSERT and COMMIT for each thing a turn keeps: that the model is asked, its answer, a tool's result."""
+    count = work.sizes["agent_runs"] * work.sizes["turns"]
+    return {"turn": 3 * median(await _insert_and_commit(work, count))}
+
+
 async def throughput(work: Work) -> Figures:
     """Bulk insert of as many rows as there are steps, 500 in a transaction; seconds a row, the median of rounds."""
     database = await open_database(work)
@@ -156,7 +162,7 @@ def _rows(run: str, first: int, end: int) -> list[tuple[str, str, int, str]]:
 
 
 WORKLOADS: Workloads = {
-    work.__name__: work for work in (sequence, start, signal, throughput, parallel, replay)
+    work.__name__: work for work in (sequence, start, signal, agent, throughput, parallel, replay)
 }
 
 if __name__ == "__main__":

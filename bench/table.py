@@ -12,9 +12,13 @@ def table(
     results: Results, database: str, contestants: Sequence[Contestant], sizes: Mapping[str, int]
 ) -> list[str]:
     """Lines of text; a dash where a contestant has no such figure."""
-    peers = [contestant for contestant in contestants if contestant.is_peer and contestant.does("", database)]
+    peers = [
+        contestant
+        for contestant in contestants
+        if contestant.is_peer and any(contestant.does(row.workload, database) for row in rows_on(database))
+    ]
     heading = f"{'':<40}{RAW.name:>10}{OURS.name:>11}{'x raw':>8}"
-    heading += "".join(f"{peer.name:>11}{'x raw':>8}{'x ours':>8}" for peer in peers)
+    heading += "".join(f"{peer.name:>13}{'x raw':>8}{'x ours':>8}" for peer in peers)
     lines = [TITLES[database], heading]
     for row in rows_on(database):
         raw = _figure(results, database, row, RAW)
@@ -22,7 +26,7 @@ def table(
         line = f"{_title(row, sizes):<40}{_shown(row, raw):>10}{_shown(row, ours):>11}{_times(ours, raw):>8}"
         for peer in peers:
             theirs = _figure(results, database, row, peer)
-            line += f"{_shown(row, theirs):>11}{_times(theirs, raw):>8}{_times(theirs, ours):>8}"
+            line += f"{_shown(row, theirs):>13}{_times(theirs, raw):>8}{_times(theirs, ours):>8}"
         lines.append(line.rstrip())
     return lines
 

@@ -25,6 +25,7 @@ from agentflow.context import Context
 from agentflow.errors import ConfigurationError
 from agentflow.functions import Function
 from agentflow.inference import check_billing
+from agentflow.models.deferral import check_latency, check_streams
 from agentflow.models.ledger import Billing
 from agentflow.models.messages import UserPart
 from agentflow.models.registry import ModelLike
@@ -112,8 +113,9 @@ class Agent(Generic[T, Deps]):
         """Run the agent and give what its models say while they say it; the last item is the `AgentResult`.
 
         On replay there are no deltas. An `AttemptReset` between them says that a call has failed and is made again:
-        what it said so far is void.
+        what it said so far is void. Raises `ConfigurationError` where the agent's answers come later (`latency=`).
         """
+        check_streams(True, self.settings.latency, of=f"{self!r}.stream()")
         own = scoped(step, self.name)
         return AgentStream(
             lambda listen: Loop(self, own, prompt, deps=deps, thread=thread, on_delta=listen).execute()
@@ -166,6 +168,7 @@ class Agent(Generic[T, Deps]):
 
     def _check(self) -> None:
         check_billing(self.billing)
+        check_latency((self.model, *self.fallback), self.settings.latency)
         for model in (self.model, *self.fallback):
             if isinstance(model, str) and not all(model.partition(":")):
                 raise ConfigurationError(

@@ -14,7 +14,11 @@ from agentflow.clock import from_datetime, to_datetime
 from agentflow.durations import parse_duration, to_micros
 from agentflow.errors import BudgetExceeded, InvalidInput
 from agentflow.models.response import ModelResponse, Usage
-from agentflow.store.protocol import Micros, ModelCall
+from agentflow.store.charges import OF_A_TURN, to_nanos
+from agentflow.store.protocol import Micros, ModelCall, Reservation
+
+KEPT = to_micros("30d")
+"""For so long it is known what the agents of a turn have used."""
 
 T = TypeVar("T", int, Decimal)
 
@@ -25,6 +29,9 @@ class Limits(BaseModel):
     `turns` counts model calls and `tool_calls` the agent's own; `tokens`, `cost_usd` and `deadline` hold for its
     sub-agents too. `deadline` is a duration from the agent's first call, or an aware datetime. A money limit fails
     closed: when the cost of a call is not known, no further call is made.
+
+    A call is made as long as something is left, so an agent passes `tokens` and `cost_usd` by its last call at most.
+    Sub-agents that are called in one turn share what is left: together they pass it by one call each at most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +56,39 @@ class Limits(BaseModel):
             except InvalidInput:
                 return value
         return value
+
+
+class Together(BaseModel):
+    """What the agents that are called in one turn, and those that they call, may use together."""
+
+    model_config = ConfigDict(frozen=True)
+
+    turn: str
+    """The turn's model call: run and step key."""
+    tokens: int | None = None
+    cost_usd: Decimal | None = None
+
+    def reservation(self, now: Micros) -> Reservation:
+        """By which it is looked at before a call, and told what that has used. Nothing is reserved: as everywhere in
+        `Limits`, a call is made as long as something is left."""
+        return Reservation(
+            key=f"turn:{self.turn}",
+            name=OF_A_TURN,
+            value=self.turn,
+            period_start=0,
+            ends_at=now + KEPT,
+            cost=0,
+            tokens=0,
+            cost_limit=None if self.cost_usd is None else to_nanos(self.cost_usd),
+            token_limit=self.tokens,
+        )
+
+
+class Rest(Limits):
+    """What a sub-agent may use: the rest of its parent's limits."""
+
+    together: tuple[Together, ...] = Field(default=(), exclude_if=lambda together: not together)
+    """And with those beside it, in its parent's turn and in those above that."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +148,9 @@ class SubAgents(BaseModel):
 class Budget:
     """The limits of one run of an agent, within those of the agent that invoked it."""
 
-    def __init__(self, agent: str, limits: Limits, parent: Limits | None = None) -> None:
+    def __init__(self, agent: str, limits: Limits, parent: Rest | None = None) -> None:
         self._agent = agent
+        self.together = () if parent is None else parent.together
         self._limits = limits
         self._deadlines = [limits.deadline, parent.deadline if parent else None]
         # Not the turns, which are everybody's own.
@@ -151,15 +192,21 @@ class Budget:
         if due is not None and now >= due:
             raise self._exceeded(f"its deadline was {to_datetime(due).isoformat()}")
 
-    def rest(self, spent: Spent, started_at: Micros) -> Limits | None:
-        """What a sub-agent may use; `None` when there is no limit to share."""
+    def rest(self, spent: Spent, started_at: Micros, *, turn: str | None = None) -> Rest | None:
+        """What a sub-agent may use; `None` when there is no limit to share. `turn`: others are called in it as well."""
         due = self._due(started_at)
         if self._tokens is None and self._cost is None and due is None:
             return None
-        return Limits(
-            tokens=None if self._tokens is None else max(0, self._tokens - spent.usage.total_tokens),
-            cost_usd=None if self._cost is None else max(Decimal(0), self._cost - (spent.cost or 0)),
+        tokens = None if self._tokens is None else max(0, self._tokens - spent.usage.total_tokens)
+        cost = None if self._cost is None else max(Decimal(0), self._cost - (spent.cost or 0))
+        together = self.together
+        if turn is not None and not (tokens is None and cost is None):
+            together = (*together, Together(turn=turn, tokens=tokens, cost_usd=cost))
+        return Rest(
+            tokens=tokens,
+            cost_usd=cost,
             deadline=None if due is None else to_datetime(due),
+            together=together,
         )
 
     def _due(self, started_at: Micros) -> Micros | None:

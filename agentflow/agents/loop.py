@@ -14,7 +14,7 @@ from agentflow.agents.calls import Answer, Made, Told, answer_all
 from agentflow.agents.conversation import Conversation
 from agentflow.agents.guardrails import Guardrail, On
 from agentflow.agents.handoffs import handoff_name
-from agentflow.agents.limits import Budget, Limits, Spent, SubAgents
+from agentflow.agents.limits import Budget, Rest, Spent, SubAgents
 from agentflow.agents.pins import Kept, Pinned, pin, pinned_models, told_of_version
 from agentflow.agents.result import AgentResult, Prompt, T
 from agentflow.agents.subagents import AgentTool, Delegated, Invoked
@@ -32,6 +32,7 @@ from agentflow.errors import (
     Refused,
 )
 from agentflow.inference import Asked, ask_model, check_unchanged
+from agentflow.models.deferral import billing_under
 from agentflow.models.ledger import CallState
 from agentflow.models.memo import Question, name_of, read_memo
 from agentflow.models.messages import Message, Origin, ToolCall, ToolResult, to_messages
@@ -41,6 +42,7 @@ from agentflow.models.response import ModelResponse
 from agentflow.runs import StepKind
 from agentflow.step import Step, runner_of, take_key
 from agentflow.step_runner import Attempt, Body, RawId
+from agentflow.store.protocol import Reservation
 from agentflow.telling import DeltaListener
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Loop(Generic[T]):
         *,
         deps: Any = None,
         thread: str | None = None,
-        budget: Limits | None = None,
+        budget: Rest | None = None,
         on_delta: DeltaListener | None = None,
     ) -> None:
         self._first = agent
@@ -81,6 +83,8 @@ class Loop(Generic[T]):
         self._spent = Spent()
         self._asked_again = 0
         self._steps: list[str] = []
+        self._asked = ""
+        """The key of the last model call."""
         self._pins: dict[str, Pinned] = {}
         self._around: dict[str, Surroundings] = {}
         self._tools = Toolset(step)
@@ -178,9 +182,10 @@ class Loop(Generic[T]):
             functools.partial(self._prepare, draft),
             name=name_of(agent.model),
             models=lambda: pinned_models(agent, draft["pinned"]),
-            billing=agent.billing,
+            billing=billing_under(agent.billing, agent.settings.latency),
             agent=agent.name,
-            stream=True,
+            shared=self._shared(),
+            stream=agent.settings.latency is None,
             on_delta=self._on_delta,
         )
         asked = await asking
@@ -227,8 +232,13 @@ class Loop(Generic[T]):
             keep=keep,
         )
 
+    def _shared(self) -> list[Reservation]:
+        """What the agent may use together with others."""
+        return [each.reservation(self._runner.now()) for each in self._budget.together]
+
     def _take_in(self, asked: Asked) -> None:
         """What was stored beside the answer."""
+        self._asked = asked.key
         self._steps.append(asked.key)
         kept = Kept.model_validate(asked.memo.keep or {})
         if kept.pinned is not None:
@@ -268,6 +278,7 @@ class Loop(Generic[T]):
             name=name_of(models[0]),
             models=lambda: [resolve_model(model) for model in models],
             agent=agent.name,
+            shared=self._shared(),
         )
         self._steps.append(asked.key)
         if not asked.is_new:
@@ -291,12 +302,15 @@ class Loop(Generic[T]):
         """Make the calls of one turn, and let the model know what came of them."""
         self._budget.check_tool_calls(self._spent, len(calls))
         turn = self._spent.turns - 1
+        is_shared = (
+            sum(isinstance(self._tools.find(self._active, call.name), AgentTool) for call in calls) > 1
+        )
         successor: Agent[Any, Any] | None = None
         answers: list[Answer] = []
         for call in calls:
             target = self._handoff(call)
             if target is None:
-                answers.append(self._call(call, turn))
+                answers.append(self._call(call, turn, is_shared=is_shared))
             elif successor is None:
                 successor = target
                 answers.append(Told(call, f"{target.name} goes on with the conversation.", is_error=False))
@@ -314,7 +328,7 @@ class Loop(Generic[T]):
     def _handoff(self, call: ToolCall) -> Agent[Any, Any] | None:
         return next((agent for agent in self._active.handoffs if handoff_name(agent.name) == call.name), None)
 
-    def _call(self, call: ToolCall, turn: int) -> Answer:
+    def _call(self, call: ToolCall, turn: int, *, is_shared: bool) -> Answer:
         tool = self._tools.find(self._active, call.name)
         if tool is None:
             known = ", ".join(self._known_tools()) or "no tool at all"
@@ -326,7 +340,8 @@ class Loop(Generic[T]):
             return invoked
         if not isinstance(tool, AgentTool):
             return Made(call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails)
-        budget = self._budget.rest(self._spent, self._started_at or 0)
+        together = f"{self._runner.run_id}:{self._asked}" if is_shared else None
+        budget = self._budget.rest(self._spent, self._started_at or 0, turn=together)
         delegated = Delegated(
             call, tool, step=self._step, turn=turn, around=around, guardrails=guardrails, budget=budget
         )

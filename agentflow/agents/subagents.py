@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from agentflow.agents.calls import Made
 from agentflow.agents.guardrails import Guardrail
-from agentflow.agents.limits import Limits
+from agentflow.agents.limits import Rest
 from agentflow.agents.signatures import Arguments
 from agentflow.agents.surroundings import Surroundings
 from agentflow.agents.tools import FunctionTool, Tool
@@ -33,7 +33,7 @@ class AgentInput(BaseModel):
     )
     thread: str | None = Field(default=None, min_length=1, max_length=512)
     """The conversation that it goes on with."""
-    budget: SkipJsonSchema[Limits | None] = Field(default=None, exclude_if=lambda budget: budget is None)
+    budget: SkipJsonSchema[Rest | None] = Field(default=None, exclude_if=lambda budget: budget is None)
     """What the agent may use at most, beside its own limits: the rest of its parent's."""
 
     if not TYPE_CHECKING:  # AgentInput("text") is how people write it
@@ -69,7 +69,7 @@ class Delegated(Made):
         turn: int,
         around: Surroundings,
         guardrails: Sequence[Guardrail],
-        budget: Limits | None,
+        budget: Rest | None,
     ) -> None:
         super().__init__(call, tool, step=step, turn=turn, around=around, guardrails=guardrails)
         self._agent = tool.agent

@@ -23,7 +23,7 @@ def with_known_costs(calls: Sequence[ModelCall]) -> list[ModelCall]:
 
 def cost_in_words(calls: Sequence[ModelCall]) -> str:
     """`$0.0004`, `unknown`, or `no cost` where nothing but the scripted model was asked."""
-    from agentflow.client import UsageReport
+    from agentflow.usage import UsageReport
 
     if calls and all(call.provider == OFFLINE for call in calls):
         return "no cost"

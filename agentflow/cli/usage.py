@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from agentflow.cli.exits import run_async
+from agentflow.cli.exits import usage as usage_error
 from agentflow.cli.options import AppRef, AsJson
-
-if TYPE_CHECKING:
-    from agentflow.store.protocol import ModelCall
 
 
 class Grouping(StrEnum):
+    RUN = "run"
     AGENT = "agent"
     MODEL = "model"
     DAY = "day"
@@ -32,6 +31,9 @@ def usage(
     tag: Annotated[
         str | None, typer.Option("--tag", help="Only of runs with this tag.", show_default=False)
     ] = None,
+    budgets: Annotated[
+        bool, typer.Option("--budgets", help="How the budgets stand in their present periods, instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tokens and cost. `possibly` counts calls of which nobody can tell whether they were billed."""
@@ -40,9 +42,14 @@ def usage(
     from agentflow.cli.ids import run_id_of
     from agentflow.cli.opened import opened
     from agentflow.cli.output import show_json, show_table
-    from agentflow.client import UsageReport
     from agentflow.clock import from_datetime
+    from agentflow.usage import UsageReport, grouped
 
+    if budgets:
+        if since or run or tag:
+            usage_error("--budgets shows their present periods: it goes with --json alone")
+        show_budgets(app, as_json=as_json)
+        return
     begin = read_since(since)
 
     async def work() -> None:
@@ -53,10 +60,8 @@ def usage(
                 since=None if begin is None else from_datetime(begin),
             )
         calls = with_known_costs([call for _, call in rows])
-        groups: dict[str, list[ModelCall]] = {}
-        for call in calls:
-            groups.setdefault(_group(call, by), []).append(call)
-        reports = {name: UsageReport.of(groups[name]) for name in sorted(groups)}
+        groups = grouped(zip((owner for owner, _ in rows), calls, strict=True), by.value)
+        reports = {name: UsageReport.of(some) for name, some in groups.items()}
         total = UsageReport.of(calls)
         if as_json:
             lines = [{by.value: name, **report.model_dump()} for name, report in reports.items()]
@@ -85,13 +90,36 @@ def usage(
     run_async(work())
 
 
-def _group(call: ModelCall, by: Grouping) -> str:
-    from agentflow.clock import to_datetime
+def show_budgets(app: str | None, *, as_json: bool) -> None:
+    """How the budgets stand: of all apps on the database."""
+    from agentflow.cli.opened import opened
+    from agentflow.cli.output import money, show_json, show_table
+    from agentflow.usage import BudgetReport
 
-    match by:
-        case Grouping.AGENT:
-            return call.agent or "(no agent)"
-        case Grouping.MODEL:
-            return f"{call.provider}:{call.model}"
-        case Grouping.DAY:
-            return to_datetime(call.started_at).date().isoformat()
+    def amounts(report: BudgetReport) -> tuple[object, ...]:
+        """Limit, spent, reserved: of money, of tokens, or of both."""
+        if report.tokens is None:
+            return money(report.cost_usd), money(report.spent_usd), money(report.reserved_usd)
+        counts = (report.tokens, report.spent_tokens, report.reserved_tokens)
+        tokens = tuple(f"{count} tokens" for count in counts)
+        if report.cost_usd is None:
+            return tokens
+        sums = (report.cost_usd, report.spent_usd, report.reserved_usd)
+        return tuple(f"{money(usd)}, {count}" for usd, count in zip(sums, tokens, strict=True))
+
+    async def work() -> None:
+        async with opened(app) as found:
+            reports = await found.budgets()
+        if as_json:
+            show_json({"data": [report.model_dump() for report in reports]})
+            return
+        show_table(
+            ("budget", "of", "limit", "spent", "reserved", "begins again"),
+            [
+                (report.name, report.value or "", *amounts(report), report.ends_at or "never")
+                for report in reports
+            ],
+            empty="no budget was used in its present period",
+        )
+
+    run_async(work())

@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agentflow.budgets import exceeded
 from agentflow.clock import to_datetime
 from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
@@ -16,7 +17,7 @@ from agentflow.engine.reading import undisturbed
 from agentflow.engine.streams import RunStream
 from agentflow.errors import ConfigurationError, NoWaiter, SignalConflict
 from agentflow.events import Event
-from agentflow.flow import ModelRateLimit
+from agentflow.flow import Budget, Key, ModelRateLimit
 from agentflow.ids import validate_id
 from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
@@ -32,6 +33,8 @@ from agentflow.store.protocol import (
     NotBefore,
     Operation,
     Outcome,
+    OverBudget,
+    Reservation,
     SendEvents,
     SendSignal,
     Sent,
@@ -99,8 +102,10 @@ class BodyAttempt:
         if self._thread is not None and not self._thread.done():
             await asyncio.wait([self._thread])
 
-    async def write_model_call(self, call: ModelCall) -> None:
-        await self._commit(WriteModelCall(self._runner.run_key, call))
+    async def write_model_call(self, call: ModelCall, reservations: Sequence[Reservation] = ()) -> None:
+        answer = await self._commit(WriteModelCall(self._runner.run_key, call, tuple(reservations)))
+        if isinstance(answer, OverBudget):
+            raise exceeded(answer, key=self.key)
         self._runner.journal.note_model_call(call)
 
     def end_model_call(self, call: ModelCall) -> None:
@@ -113,6 +118,13 @@ class BodyAttempt:
 
     async def list_model_calls(self, run_id: str) -> list[ModelCall]:
         return [call for _, call in await self._runner.host.store.queries.list_model_calls(run=run_id)]
+
+    @property
+    def budgets(self) -> Sequence[Budget]:
+        return self._runner.host.budgets
+
+    async def budget_value(self, key: Key) -> str:
+        return await self._runner.origins.find(key)
 
     async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:
         host = self._runner.host

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agentflow.clock import Clock, VirtualClock
+from agentflow.flow import Budget
 from agentflow.functions import Registry
 from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
@@ -74,5 +75,6 @@ class Host:
     is_draining: Callable[[], bool]
     on_ended: Callable[[End], None]
     model_limits: ModelLimits = field(default_factory=dict)
+    budgets: tuple[Budget, ...] = ()
     replay_every_step: bool = False
     """Whether a run leaves memory after every new step, and a mismatch fails it."""

@@ -10,6 +10,7 @@ import logging
 
 from agentflow.clock import Clock
 from agentflow.engine.reading import undisturbed
+from agentflow.models.deferral import deferred
 from agentflow.models.ledger import CallState
 from agentflow.models.protocol import BackgroundModel
 from agentflow.models.registry import model_asked_before
@@ -50,6 +51,8 @@ class AbandonedJobs:
         ref = f"{call.provider}:{call.model}"
         try:
             model = model_asked_before(ref)
+            if call.latency is not None:
+                model = deferred(model, call.latency)
             if not isinstance(model, BackgroundModel):
                 raise TypeError(f"{ref} has no jobs")
             async with asyncio.timeout(CANCEL_SECONDS):

@@ -20,6 +20,7 @@ from agentflow.engine.conclusion import Conclusion
 from agentflow.engine.host import Host
 from agentflow.engine.journal import Journal
 from agentflow.engine.order import CallOrder
+from agentflow.engine.origins import Origins
 from agentflow.engine.outcomes import is_timeout, outside_value, stored_error
 from agentflow.engine.races import Races, winner_of
 from agentflow.engine.settle import Settling
@@ -103,6 +104,7 @@ class Runner:
         self.bodies = Bodies(self)
         self.waits = RunWaits(self, mail=claimed.mail)
         self.races = Races(self)
+        self.origins = Origins(self)
         self.time_limit = TimeLimit(function.config.timeouts, claimed, host, on_over=self.decide)
         self.settling = Settling(
             self._loop,

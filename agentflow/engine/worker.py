@@ -26,6 +26,7 @@ from agentflow.engine.verdicts import Suspended, Verdict
 from agentflow.engine.wakeups import Wakeups
 from agentflow.engine.warm import WarmRun, WarmRuns
 from agentflow.errors import ConfigurationError
+from agentflow.flow import Budget
 from agentflow.functions import Registry
 from agentflow.ids import new_id
 from agentflow.model_limits import ModelLimits
@@ -63,6 +64,7 @@ class Worker:
         on_ended: Callable[[End], None],
         version: str = "",
         model_limits: ModelLimits | None = None,
+        budgets: tuple[Budget, ...] = (),
         replay_every_step: bool = False,
     ) -> None:
         if concurrency < 1:
@@ -111,6 +113,7 @@ class Worker:
             is_draining=lambda: self._is_draining,
             on_ended=on_ended,
             model_limits=model_limits or {},
+            budgets=budgets,
             replay_every_step=replay_every_step,
         )
         gates = registry.gates()

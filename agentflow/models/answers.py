@@ -7,31 +7,37 @@ from typing import Any
 
 from agentflow.models.output import with_output
 from agentflow.models.pricing import cost_of, prices_version
-from agentflow.models.protocol import Model, PricedApart
-from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer
+from agentflow.models.protocol import Model, PricedApart, model_ref
+from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer, Usage
 
 logger = logging.getLogger(__name__)
 
 
-def priced(model: Model, answer: RawAnswer) -> RawAnswer:
-    """The answer with today's cost, to be stored. Never raises: a paid answer must not be lost for want of
-    a price.
+def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> tuple[RawAnswer, Usage | None]:
+    """The answer with today's cost, to be stored, and its usage. Never raises: a paid answer must not be lost for want
+    of a price, nor when it cannot be read.
     """
     try:
         response = model.parse(answer.raw)
+    except Exception:
+        logger.exception("answer %s of %s cannot be read", answer.provider_id, model_ref(model))
+        return answer, None
+    try:
         cost = response.cost
-        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens.
-        if cost is None and response.usage.total_tokens:
+        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens. No table has a
+        # price for what has no API.
+        if cost is None and response.usage.total_tokens and not model.capabilities.offline:
             cost = cost_of(
                 getattr(model, "priced_as", model.provider),
                 response.model or model.model,
                 response.usage,
+                latency=latency,
                 apart=model.priced_apart(answer.raw) if isinstance(model, PricedApart) else None,
             )
     except Exception:
-        logger.exception("no price for answer %s of %s:%s", answer.provider_id, answer.provider, answer.model)
-        return answer
-    return answer.model_copy(update={"cost": cost, "priced_by": prices_version()})
+        logger.exception("no price for answer %s of %s", answer.provider_id, model_ref(model))
+        return answer, response.usage
+    return answer.model_copy(update={"cost": cost, "priced_by": prices_version(latency)}), response.usage
 
 
 def read_answer(

@@ -8,7 +8,7 @@ not match, a blocked network) is neither: it is fatal, and never worth a second 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -25,9 +25,40 @@ from agentflow.models.protocol import Failure
 
 _NOT_BILLED_STATUS = frozenset({400, 401, 402, 403, 404, 409, 413, 422, 429})
 _RETRIABLE_STATUS = frozenset({408, 409, 429})
-_TOO_LONG = ("context_length_exceeded", "prompt is too long", "maximum context length", "request_too_large")
-_REFUSED = ("content_policy_violation", "content_filter", "invalid_prompt", "cyber_policy_violation")
-_OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "credit balance is too low")
+# What the APIs and gateways say, in their codes or in words.
+_TOO_LONG = (
+    "context_length_exceeded",
+    "context length exceeded",
+    "maximum context length",
+    "exceeds the context window",
+    "prompt is too long",
+    "exceed context limit",
+    "request_too_large",
+    "input is too long",
+    "maximum prompt length",
+    "exceeds the available context size",
+    "exceeds the maximum number of tokens",
+    "exceeded model token limit",
+    "reduce the length of the messages",
+)
+_REFUSED = (
+    "content_policy_violation",
+    "content_filter",
+    "content filtering policy",
+    "moderation_blocked",
+    "invalid_prompt",
+    "cyber_policy",
+    "bio_policy",
+    "misalignment_policy",
+)
+_OUT_OF_MONEY = (
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "billing_error",
+    "credit balance is too low",
+)
+_LIMITED = ("rate_limit_exceeded", "rate_limit_error")
 # Exceptions of httpx and httpx2 by name, so that this module need not import either.
 _BEFORE_THE_REQUEST_LEFT = frozenset(
     {
@@ -57,18 +88,17 @@ def status_failure(
     billed: Billed = (
         "no" if status in _NOT_BILLED_STATUS or (status >= 500 and should_retry == "true") else "possible"
     )
-    words = f"{code or ''} {message}".lower()
     retriable = status in _RETRIABLE_STATUS or status >= 500
     if should_retry in ("true", "false"):
         retriable = should_retry == "true"
-    if any(word in words for word in _OUT_OF_MONEY):
+    if _says(_OUT_OF_MONEY, code, message):
         retriable = False
     kind: type[ProviderError] = ProviderError
     if status == 429:
         kind = RateLimited
-    elif status == 413 or (status == 400 and any(word in words for word in _TOO_LONG)):
+    elif status == 413 or (status in (400, 422) and _says(_TOO_LONG, code, message)):
         kind = ContextTooLong
-    elif status == 400 and any(word in words for word in _REFUSED):
+    elif status in (400, 403) and _says(_REFUSED, code, message):
         kind = Refused
     return Failure(
         kind(
@@ -118,9 +148,22 @@ def exception_failure(error: BaseException, *, provider: str, model: str) -> Fai
 def stream_failure(
     message: str, *, provider: str, model: str, code: str | None = None, retriable: bool = True
 ) -> Failure:
-    """The failure that an error event inside a 200 stream is: work was begun, so it may be billed."""
+    """The failure that an error inside a 200 answer is: work was begun, so it may be billed.
+
+    What a code says cannot succeed (no money, a refusal, too long a conversation) is not retriable, whatever
+    `retriable` says.
+    """
+    kind: type[ProviderError] = ProviderError
+    if code in _LIMITED:
+        kind = RateLimited
+    elif _says(_TOO_LONG, code, message):
+        kind, retriable = ContextTooLong, False
+    elif _says(_REFUSED, code, message):
+        kind, retriable = Refused, False
+    elif _says(_OUT_OF_MONEY, code, message):
+        retriable = False
     return Failure(
-        ProviderError(
+        kind(
             f"{provider}:{model} broke off its answer{f' ({code})' if code else ''}: {message}",
             provider=provider,
             model=model,
@@ -129,6 +172,11 @@ def stream_failure(
             retriable=retriable,
         )
     )
+
+
+def _says(what: Sequence[str], code: str | None, message: str) -> bool:
+    words = f"{code or ''} {message}".lower()
+    return any(word in words for word in what)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

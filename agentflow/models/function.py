@@ -34,8 +34,15 @@ class FunctionModel:
     """
 
     provider = "function"
+    # It stands for any model, so it takes what any takes; and answers at once all the same.
     capabilities = Capabilities(
-        json_schema=True, tools=True, streaming=True, images=True, files=True, offline=True
+        json_schema=True,
+        tools=True,
+        streaming=True,
+        images=True,
+        files=True,
+        offline=True,
+        latencies=("batch", "2h", "8h"),
     )
 
     def __init__(self, function: ReplyFunction, *, name: str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 planned -> attempted -> submitted -> done
               |-> not_billed (safe to retry) -> attempted | failed
-              |-> in_doubt (possibly billed) -> recovered -> done
+              |-> in_doubt (possibly billed) -> recovered -> done | submitted (a job's id is found)
               |                              -> attempted (asked again) | failed
               +-> failed
 """
@@ -43,10 +43,13 @@ _NEXT: dict[CallState, frozenset[CallState]] = {
         {CallState.SUBMITTED, CallState.DONE, CallState.NOT_BILLED, CallState.IN_DOUBT, CallState.FAILED}
     ),
     CallState.SUBMITTED: frozenset(
-        {CallState.DONE, CallState.RECOVERED, CallState.IN_DOUBT, CallState.FAILED}
+        {CallState.DONE, CallState.RECOVERED, CallState.NOT_BILLED, CallState.IN_DOUBT, CallState.FAILED}
     ),
     CallState.NOT_BILLED: frozenset({CallState.ATTEMPTED, CallState.FAILED}),
-    CallState.IN_DOUBT: frozenset({CallState.RECOVERED, CallState.ATTEMPTED, CallState.FAILED}),
+    # Submitted again: the id of a job that was lost in its submission is found.
+    CallState.IN_DOUBT: frozenset(
+        {CallState.SUBMITTED, CallState.RECOVERED, CallState.ATTEMPTED, CallState.FAILED}
+    ),
     CallState.RECOVERED: frozenset({CallState.DONE}),
     CallState.DONE: frozenset(),
     CallState.FAILED: frozenset(),

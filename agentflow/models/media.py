@@ -168,7 +168,7 @@ class FilePart(Media):
         """A file, by its name too; what holds text is kept as text. Raises `InvalidInput`, `OSError`."""
         path = Path(path)
         kind, content = media_type or _guessed(path), path.read_bytes()
-        if kind.startswith("text/"):
+        if is_text(kind):
             try:
                 return cls(text=content.decode("utf-8"), media_type=kind, name=path.name)
             except UnicodeDecodeError:
@@ -189,7 +189,7 @@ class FilePart(Media):
             return 0  # its JSON is its text
         if self.data is None:
             return TOKENS_OF_AN_IMAGE
-        if str(self.media_type).startswith("text/"):
+        if is_text(self.media_type):
             return self.size // CHARACTERS_PER_TOKEN
         return max(TOKENS_OF_AN_IMAGE, self.size // BYTES_PER_TOKEN_OF_A_FILE)
 
@@ -212,7 +212,7 @@ class FilePart(Media):
 
     def read_text(self) -> str | None:
         """The text of a document that is plain text and at hand; `None` of all others. Raises `InvalidInput`."""
-        if self.text is not None or self.data is None or not str(self.media_type).startswith("text/"):
+        if self.text is not None or self.data is None or not is_text(self.media_type):
             return self.text
         try:
             return base64.b64decode(self.data).decode("utf-8")
@@ -220,6 +220,11 @@ class FilePart(Media):
             raise InvalidInput(
                 f"the file {self.file_name!r} is {self.media_type} and not UTF-8 ({error}): decode it, and give text="
             ) from error
+
+
+def is_text(media_type: str | None) -> bool:
+    """Whether what is of that type can be read as plain text."""
+    return media_type is not None and media_type.startswith("text/")
 
 
 def characters_that_count(characters: int, media: Iterable[Media]) -> int:

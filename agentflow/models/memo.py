@@ -10,12 +10,13 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict
 
-from agentflow.errors import ConfigurationError
+from agentflow.codec import PLAIN
+from agentflow.errors import ConfigurationError, Unserialisable
 from agentflow.models.answers import read_answer
 from agentflow.models.function import FunctionModel
 from agentflow.models.messages import Message
 from agentflow.models.protocol import Model, model_ref
-from agentflow.models.registry import ModelLike, resolve_model
+from agentflow.models.registry import ModelLike, is_model, resolve_model
 from agentflow.models.response import (
     ModelRequest,
     ModelResponse,
@@ -24,7 +25,6 @@ from agentflow.models.response import (
     RawAnswer,
     ToolSpec,
 )
-from agentflow.roundtrip import find_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class ModelMemo(BaseModel):
 
     @classmethod
     def of(cls, answer: RawAnswer, request: ModelRequest, keep: dict[str, Any] | None) -> ModelMemo:
-        is_storable = find_fault(answer.raw) is None
+        is_storable = _is_storable(answer.raw)
         return cls(
             model=request.model,
             raw=answer.raw if is_storable else None,
@@ -98,6 +98,14 @@ class ModelMemo(BaseModel):
         )
 
 
+def _is_storable(raw: dict[str, Any]) -> bool:
+    try:
+        PLAIN.encode(raw, "an answer")
+    except Unserialisable:
+        return False
+    return True
+
+
 def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> ModelResponse:
     """The response in a memo. Raises `OutputInvalid`. `models` are those that may have given it."""
     return read_answer(_reader(memo, models), memo.answer, spec=memo.output, output=output)
@@ -106,7 +114,7 @@ def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> M
 def name_of(model: ModelLike) -> str:
     if isinstance(model, str):
         return model
-    return model_ref(model) if isinstance(model, Model) else f"function:{getattr(model, '__name__', 'model')}"
+    return model_ref(model) if is_model(model) else f"function:{getattr(model, '__name__', 'model')}"
 
 
 def _reader(memo: ModelMemo, models: Sequence[ModelLike]) -> Model:

@@ -125,6 +125,8 @@ class Origin(Value):
 
     provider: str
     items: list[dict[str, Any]]
+    beside: dict[str, Any] = Field(default_factory=dict)
+    """What stood beside the items and has to come back with them (the container that their code ran in)."""
 
 
 class Message(Positional):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from agentflow.errors import Billed, ProviderError
 from agentflow.models.messages import Message
-from agentflow.models.response import Delta, ModelRequest, ModelResponse, RawAnswer, Usage
+from agentflow.models.response import Delta, Latency, ModelRequest, ModelResponse, RawAnswer, Usage
 
 StreamEvent: TypeAlias = Delta | RawAnswer
 
@@ -32,10 +33,11 @@ class Capabilities:
     background: bool = False
     """Is a `BackgroundModel`: a call is found again by its id after a crash."""
     lookup: bool = False
-    """Is a `LookupModel`: a call is found again by its metadata after a crash."""
+    """Is a `LookupModel` or a `JobLookupModel`: a call is found again by its metadata after a crash."""
     asks_again: bool = False
     """Keeps nothing to be found again, and may be asked again under `billing="recover"`: the ledger says `possible`."""
-    batch: bool = False
+    latencies: tuple[Latency, ...] = ()
+    """Which of `ModelSettings(latency=)` it takes, as a `DeferrableModel`; one that is `offline` may answer at once."""
     offline: bool = False
     """Reaches no paid API; `block_models()` lets it pass."""
 
@@ -131,6 +133,35 @@ class BackgroundModel(Model, Protocol):
 
     async def cancel(self, provider_id: str) -> None:
         """Let the job end where it is; one that has ended stays as it is."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSearch:
+    """What came of a look for a job whose id was lost."""
+
+    provider_id: str | None = None
+    """The job's id, when it was found."""
+    is_open: bool = False
+    """Whether it may be one of those that do not tell yet whose they are: it is to be looked for again."""
+
+
+@runtime_checkable
+class JobLookupModel(BackgroundModel, Protocol):
+    """A model whose provider lists the jobs that it was given."""
+
+    async def find_job(self, metadata: Mapping[str, str], *, since: datetime) -> JobSearch:
+        """Look for the job that was submitted with this metadata, not before `since`. Raises `ConfigurationError` when
+        the server lists none."""
+        ...
+
+
+@runtime_checkable
+class DeferrableModel(Model, Protocol):
+    """A model that also answers later, for less."""
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model by the way of its API that `latency` names: each call is a job. See `DeferredModel`."""
         ...
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeAlias
-from weakref import WeakValueDictionary
+from types import FunctionType, MethodType
+from typing import Any, TypeAlias, TypeGuard
+from weakref import WeakSet, WeakValueDictionary
 
 from agentflow.errors import ConfigurationError
 from agentflow.models.failures import exception_failure
@@ -25,6 +26,8 @@ _resolved: dict[str, Model] = {}
 _registered: dict[str, Callable[[str], Model]] = {}
 _substitutes: list[Model] = []
 _asked: WeakValueDictionary[str, Model] = WeakValueDictionary()
+_models: WeakSet[Model] = WeakSet()
+"""What was seen to be a model: to look whether something has all that a model has takes as long as a step."""
 _blocked = 0
 
 
@@ -36,6 +39,22 @@ def resolve_model(model: ModelLike) -> Model:
         return _substitutes[-1]
     found = _find(model)
     return _Blocked(found) if _blocked and not found.capabilities.offline else found
+
+
+def is_model(thing: object) -> TypeGuard[Model]:
+    """Whether it has all that a `Model` has."""
+    if isinstance(thing, FunctionModel | FunctionType | MethodType):
+        return isinstance(thing, FunctionModel)
+    try:
+        if thing in _models:
+            return True
+    except TypeError:  # it cannot be hashed, or not be referred to weakly
+        return isinstance(thing, Model)
+    if not isinstance(thing, Model):
+        return False
+    with suppress(TypeError):
+        _models.add(thing)
+    return True
 
 
 def model_asked_before(ref: str) -> Model:
@@ -104,7 +123,7 @@ def _find(model: ModelLike) -> Model:
         if model not in _resolved:
             _resolved[model] = _make(model)
         return _resolved[model]
-    if isinstance(model, Model):
+    if is_model(model):
         return model
     if callable(model):
         return FunctionModel(model)

@@ -28,36 +28,36 @@ def encode_reply(reply: Reply, request: ModelRequest, *, name: str) -> dict[str,
     if isinstance(reply, BaseException):
         raise reply
     response = reply if isinstance(reply, ModelResponse) else _response(_parts(reply, request), request)
-    digest = hashlib.sha256(canonical_json([name, request.digest(), to_jsonable_python(response)]).encode())
-    named = {
-        "provider_id": response.provider_id or f"reply_{digest.hexdigest()[:24]}",
-        "model": response.model or name,
-    }
-    return response.model_copy(update=named).model_dump(mode="json", exclude={"output", "raw"})
+    response = response.model_copy(update=_missing_in(response))
+    raw = response.model_dump(mode="json", exclude={"output", "raw"})
+    raw["model"] = response.model or name
+    if not response.provider_id:
+        digest = hashlib.sha256(canonical_json([name, request.digest(), raw]).encode())
+        raw["provider_id"] = f"reply_{digest.hexdigest()[:24]}"
+    return raw
 
 
 def decode_reply(raw: dict[str, Any]) -> ModelResponse:
     """The response in a raw answer of `encode_reply`."""
-    return _whole(ModelResponse.model_validate(raw)).model_copy(update={"raw": raw})
+    response = ModelResponse.model_validate(raw)
+    return response.model_copy(update={**_missing_in(response), "raw": raw})
 
 
-def _whole(response: ModelResponse) -> ModelResponse:
-    """With text, calls and messages that agree: a response written by hand may give only one of them."""
+def _missing_in(response: ModelResponse) -> dict[str, Any]:
+    """What makes text, calls and messages agree: a response written by hand may give only one of them."""
     if response.messages:
         said = response.messages[-1]
-        return response.model_copy(
-            update={"text": response.text or said.text, "tool_calls": response.tool_calls or said.tool_calls}
-        )
+        if response.text and response.tool_calls:
+            return {}
+        return {"text": response.text or said.text, "tool_calls": response.tool_calls or said.tool_calls}
     calls = _numbered(response.tool_calls)
     parts: list[Part] = [TextPart(text=response.text)] if response.text or not calls else []
     finish_reason = "tool_calls" if calls and response.finish_reason == "stop" else response.finish_reason
-    return response.model_copy(
-        update={
-            "tool_calls": calls,
-            "messages": [Message(role="assistant", parts=[*parts, *calls])],
-            "finish_reason": finish_reason,
-        }
-    )
+    return {
+        "tool_calls": calls,
+        "messages": [Message(role="assistant", parts=[*parts, *calls])],
+        "finish_reason": finish_reason,
+    }
 
 
 def _response(parts: list[str | ToolCall], request: ModelRequest) -> ModelResponse:
@@ -67,7 +67,7 @@ def _response(parts: list[str | ToolCall], request: ModelRequest) -> ModelRespon
         text=text,
         tool_calls=_numbered(calls),
         usage=Usage(
-            input_tokens=_tokens(characters_that_count(_length(request), request.media)),
+            input_tokens=_tokens(characters_that_count(len(request.canonical), request.media)),
             output_tokens=_tokens(len(text))
             + sum(_tokens(len(call.name + canonical_json(call.args))) for call in calls),
         ),
@@ -99,13 +99,11 @@ def _structured(value: Any, request: ModelRequest) -> str | ToolCall:
 
 def _numbered(calls: Sequence[ToolCall]) -> list[ToolCall]:
     return [
-        call.model_copy(update={"index": index, "id": call.id or f"call_{index}"})
+        call
+        if call.id and call.index == index
+        else call.model_copy(update={"index": index, "id": call.id or f"call_{index}"})
         for index, call in enumerate(calls)
     ]
-
-
-def _length(request: ModelRequest) -> int:
-    return len(canonical_json(request.model_dump(mode="json", exclude={"settings", "model"})))
 
 
 def _tokens(characters: int) -> int:

@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
@@ -18,6 +19,11 @@ from pydantic.dataclasses import dataclass
 from agentflow.models.media import FilePart, ImagePart
 from agentflow.models.messages import Message, ToolCall, to_messages
 from agentflow.models.values import Value
+
+Copied = TypeVar("Copied", bound=Value)
+
+Latency: TypeAlias = Literal["batch", "2h", "8h"]
+"""How much later than at once a cheaper answer may come."""
 
 FinishReason: TypeAlias = Literal["stop", "tool_calls", "length", "refusal", "content_filter", "pause"]
 
@@ -64,8 +70,8 @@ class ModelSettings(Value):
     """How hard to think, for models that do."""
     thinking_tokens: int | None = Field(default=None, gt=0)
     """A budget for thinking, for models that take one (Anthropic)."""
-    latency: Literal["batch", "2h", "8h"] | None = None
-    """Cheaper and later: the batch APIs, or the longer completion windows of OpenAI."""
+    latency: Latency | None = None
+    """Cheaper and later: the batch APIs (up to a day), or the completion windows of OpenAI's Responses."""
     cache: Literal["5m", "1h", "24h"] | None = None
     """For how long the provider is to keep the beginning of the prompt: instructions, tools, what was said. Reading it
     there again is much cheaper. Anthropic's API keeps nothing unless it is told to, and then 5 minutes or an hour
@@ -136,12 +142,34 @@ class ModelRequest(Value):
         """The images and files in its messages."""
         return [part for message in self.messages for part in message.media]
 
+    @cached_property
+    def canonical(self) -> str:
+        """The request's canonical JSON, without the settings that nobody made: one that comes to be later leaves the
+        digests of before as they are."""
+        asked = self.model_dump(mode="json", exclude={"settings"})
+        asked["settings"] = self.settings.model_dump(mode="json", exclude_defaults=True)
+        return canonical_json(asked)
+
     def digest(self) -> str:
         """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
-        asked = self.model_dump(mode="json", exclude={"settings"})
-        # Without the settings that nobody made: one that comes to be later leaves the digests of before as they are.
-        asked["settings"] = self.settings.model_dump(mode="json", exclude_defaults=True)
-        return "sha256:" + hashlib.sha256(canonical_json(asked).encode()).hexdigest()
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    def __copy__(self) -> Self:
+        return _forgetful(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return _forgetful(super().__deepcopy__(memo))
+
+
+def _forgetful(copied: Copied) -> Copied:
+    """A copy without what was derived: it may be made to differ."""
+    for derived in ("canonical", "_digest"):
+        copied.__dict__.pop(derived, None)
+    return copied
 
 
 class RawAnswer(Value):

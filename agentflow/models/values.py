@@ -23,4 +23,10 @@ class Positional(Value):
         def __init__(self, *args: Any, **fields: Any) -> None:
             if len(args) > len(self.by_position):
                 raise TypeError(f"{type(self).__name__} takes {len(self.by_position)} arguments by position")
-            super().__init__(**dict(zip(self.by_position, args, strict=False)), **fields)
+            if args:
+                super().__init__(**dict(zip(self.by_position, args, strict=False)), **fields)
+            else:
+                super().__init__(**fields)
+
+        # To pydantic it is no `__init__` of a user's, which had to be called for each value that comes from JSON.
+        __init__.__pydantic_base_init__ = True

@@ -27,15 +27,15 @@ class WrappedCall:
 
     def __init__(self, call: SdkCall, arguments: Mapping[str, Any], *, in_thread: InThread) -> None:
         self._call = call
-        self._arguments = arguments
         self._in_thread = in_thread
         self.provider = provider_of(call)
         self.model = model_of(call, arguments)
+        self.arguments = arguments
 
     async def request(self, request: ModelRequest) -> RawAnswer:
         check_not_blocked(request.model)
-        answer = await call_sdk(self._call, self._arguments, in_thread=self._in_thread)
-        raw = _stored(answer, self._arguments)
+        answer = await call_sdk(self._call, self.arguments, in_thread=self._in_thread)
+        raw = _stored(answer, self.arguments)
         data = raw.get("data")
         answer_id = data.get("id") if isinstance(data, dict) else None
         return RawAnswer(

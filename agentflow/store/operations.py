@@ -7,6 +7,7 @@ from typing import Any
 
 from agentflow.store import protocol as p
 from agentflow.store.operations_approvals import decide
+from agentflow.store.operations_budgets import budgets_of
 from agentflow.store.operations_effects import mark_effect, unmark_effect
 from agentflow.store.operations_functions import pause_function
 from agentflow.store.operations_gates import TendLanes, tend_lanes
@@ -176,6 +177,10 @@ def flow_keys_of(operation: Any) -> list[str]:
     """The keys of flow control that an operation is known to look at."""
     if isinstance(operation, p.Suspend | p.Release | p.Finish):
         return list(operation.slots)
+    if isinstance(operation, p.CommitStep | p.RecordAttempt):
+        return budgets_of(operation.model_call)
+    if isinstance(operation, p.WriteModelCall | p.EndAbandonedCall):
+        return budgets_of(operation.call)
     starts: list[p.NewRun] = []
     if isinstance(operation, p.StartRun | p.Rerun):
         starts = [operation.run]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agentflow.store import statements as sql
+from agentflow.store.operations_budgets import reserve, settle
 from agentflow.store.protocol import (
     AppendStream,
     CommitStep,
@@ -12,6 +13,7 @@ from agentflow.store.protocol import (
     Fenced,
     HintKind,
     ModelCall,
+    OverBudget,
     RecordAttempt,
     RegisterFunctions,
     StoredStep,
@@ -27,7 +29,7 @@ def commit_step(tx: Transaction, op: CommitStep) -> Work[Done | Exists | Fenced]
         return state
     outcome = yield from store_step(op.run.run_id, op.step, state)
     if op.model_call is not None:
-        yield from _write_call(op.run.run_id, op.model_call)
+        yield from _write_call(tx, op.run.run_id, op.model_call)
     return outcome
 
 
@@ -62,22 +64,30 @@ def record_attempt(tx: Transaction, op: RecordAttempt) -> Work[Done | Fenced]:
         return state
     yield sql.INSERT_ATTEMPT, {"run_id": op.run.run_id, **op.attempt._asdict()}
     if op.model_call is not None:
-        yield from _write_call(op.run.run_id, op.model_call)
+        yield from _write_call(tx, op.run.run_id, op.model_call)
     return Done(state.mail, state.cancel)
 
 
-def write_model_call(tx: Transaction, op: WriteModelCall) -> Work[Done | Fenced]:
-    """Insert or update a row of the ledger."""
+def write_model_call(tx: Transaction, op: WriteModelCall) -> Work[Done | Fenced | OverBudget]:
+    """Insert or update a row of the ledger; a new one with its reservations."""
     state = yield from fence(tx, op.run)
     if isinstance(state, Fenced):
         return state
-    yield from _write_call(op.run.run_id, op.call)
+    if op.reservations:
+        over = yield from reserve(tx, op.run.run_id, op.call, op.reservations)
+        if over is not None:
+            return over
+        yield sql.UPSERT_MODEL_CALL, {"run_id": op.run.run_id, **op.call._asdict()}
+    else:
+        yield from _write_call(tx, op.run.run_id, op.call)
     return Done(state.mail, state.cancel)
 
 
 def end_abandoned_call(tx: Transaction, op: EndAbandonedCall) -> Work[Done]:
     """Enter the end of a job that nobody waits for."""
     call = op.call
+    if call.charges is not None:
+        yield from settle(tx, op.run_id, call)
     yield (
         sql.END_ABANDONED_CALL,
         {
@@ -122,5 +132,7 @@ def register_functions(tx: Transaction, op: RegisterFunctions) -> Work[Done]:
     return Done()
 
 
-def _write_call(run_id: str, call: ModelCall) -> Work[None]:
+def _write_call(tx: Transaction, run_id: str, call: ModelCall) -> Work[None]:
+    if call.charges is not None:
+        call = call._replace(charges=(yield from settle(tx, run_id, call)))
     yield sql.UPSERT_MODEL_CALL, {"run_id": run_id, **call._asdict()}

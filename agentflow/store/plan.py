@@ -1,11 +1,22 @@
-"""Which operations of a batch are carried out together, by few statements for all of them: starts, steps, finishes."""
+"""Which operations of a batch are carried out together, by few statements for all of them: starts, steps, finishes,
+and what runs write beside their steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from agentflow.store.protocol import CommitStep, Finish, NewRun, PauseFunction, StartRun, Status
+from agentflow.store.protocol import (
+    AppendStream,
+    CommitStep,
+    Finish,
+    ModelCall,
+    NewRun,
+    PauseFunction,
+    StartRun,
+    Status,
+    WriteModelCall,
+)
 
 
 class Plan:
@@ -13,13 +24,18 @@ class Plan:
 
     def __init__(self) -> None:
         self.starts: list[int] = []
+        self.asides: list[int] = []
+        """Rows of the ledger and pieces of streams. They are written before steps and finishes."""
         self.steps: list[int] = []
         self.finishes: list[int] = []
 
     def is_one_kind(self, operations: Sequence[Any]) -> bool:
-        """Whether the operations are all of one kind, and nothing but what they say is to be written."""
+        """Whether the operations are all starts, steps or finishes, and nothing beside is to be written."""
         most = max(len(self.starts), len(self.steps), len(self.finishes))
-        return most == len(operations) and not any(operations[index].has_parent for index in self.finishes)
+        has_more = any(operations[index].has_parent for index in self.finishes) or any(
+            operations[index].model_call is not None for index in self.steps
+        )
+        return most == len(operations) and not has_more
 
     @classmethod
     def of(cls, operations: Sequence[Any]) -> Plan:
@@ -28,6 +44,7 @@ class Plan:
         started: set[str] = set()
         finished: set[str] = set()
         keys: set[tuple[str, str]] = set()
+        calls: set[tuple[str, str, int]] = set()
         # Whether a start comes before a pause or after it matters: then they are taken in their order.
         has_pause = any(type(operation) is PauseFunction for operation in operations)
         for index, operation in enumerate(operations):
@@ -36,9 +53,19 @@ class Plan:
                 run_id = operation.run.run_id
                 key = (run_id, operation.step.key)
                 is_free = run_id not in touched and run_id not in finished and key not in keys
-                if is_free and operation.model_call is None:
+                call = operation.model_call
+                if is_free and (call is None or _is_new_row(run_id, call, calls)):
                     keys.add(key)
                     plan.steps.append(index)
+                    continue
+            elif kind is AppendStream or kind is WriteModelCall:
+                run_id = operation.run.run_id
+                is_free = run_id not in touched and run_id not in finished
+                if is_free and (
+                    kind is AppendStream
+                    or (not operation.reservations and _is_new_row(run_id, operation.call, calls))
+                ):
+                    plan.asides.append(index)
                     continue
             elif kind is StartRun:
                 run_id = operation.run.id
@@ -64,6 +91,15 @@ class Plan:
             if run_id is not None:
                 touched.add(run_id)
         return plan
+
+
+def _is_new_row(run_id: str, call: ModelCall, calls: set[tuple[str, str, int]]) -> bool:
+    """Whether the row is written for the first time in the batch, and nothing else (a budget) hears of it."""
+    row = (run_id, call.key, call.attempt)
+    if call.charges is not None or row in calls:
+        return False
+    calls.add(row)
+    return True
 
 
 def _is_plain(run: NewRun) -> bool:

@@ -33,6 +33,8 @@ from agentflow.store.postgres_vectors import (
     send_signal,
     start_run,
     start_runs,
+    write_asides,
+    write_call,
 )
 from agentflow.store.protocol import Hint
 from agentflow.store.statement import Bundle, Params, Statement
@@ -83,7 +85,7 @@ class PostgresBackend:
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
         plan = Plan.of(operations)
         hints: list[Hint] = []
-        if (plan.is_one_kind(operations) or _is_lone_signal(operations)) and strict == self._strict:
+        if (plan.is_one_kind(operations) or _is_one_statement(operations)) and strict == self._strict:
             try:
                 outcomes, hints = await self._commit_at_once(operations, plan)
             except BaseException as error:
@@ -116,6 +118,8 @@ class PostgresBackend:
                 outcomes[0] = await start_run(connection, tx, start, leases)
             case p.StartRun():
                 await start_runs(connection, tx, operations, plan.starts, leases, outcomes)
+            case p.WriteModelCall() as call:
+                outcomes[0] = await write_call(connection, call, leases)
             case p.SendSignal() as signal:
                 outcomes[0] = await send_signal(connection, tx, signal)
             case p.Finish() as finish if is_alone:
@@ -138,7 +142,9 @@ class PostgresBackend:
             outcomes: list[Any] = [None] * len(operations)
             if len(plan.starts) > 1:
                 await start_runs(connection, tx, operations, plan.starts, self._leases, outcomes)
-            if len(plan.steps) > 1:
+            if plan.asides:
+                await write_asides(connection, tx, operations, plan.asides, self._leases, outcomes)
+            if plan.steps:
                 await commit_steps(connection, operations, plan.steps, self._leases, outcomes)
             if len(plan.finishes) > 1:
                 parents = await finish_runs(connection, tx, operations, plan.finishes, self._leases, outcomes)
@@ -153,9 +159,14 @@ class PostgresBackend:
         return outcomes, tx.hints
 
 
-def _is_lone_signal(operations: Sequence[Any]) -> bool:
-    """Whether it is one signal, and not from within a run."""
-    return len(operations) == 1 and type(operations[0]) is p.SendSignal and operations[0].run is None
+def _is_one_statement(operations: Sequence[Any]) -> bool:
+    """Whether it is one signal, and not from within a run; or one row of the ledger that no budget hears of."""
+    if len(operations) != 1:
+        return False
+    [operation] = operations
+    if isinstance(operation, p.WriteModelCall):
+        return not operation.reservations and operation.call.charges is None
+    return isinstance(operation, p.SendSignal) and operation.run is None
 
 
 def _on(value: bool) -> str:

@@ -1,4 +1,4 @@
-"""What PostgreSQL does for a whole batch by one statement: starts, steps, finishes.
+"""What PostgreSQL does for a whole batch by one statement: starts, steps, finishes; by three, what runs write beside.
 
 One statement must not change one row twice (of two changes one vanishes), so a plan names each run and step once.
 """
@@ -12,17 +12,23 @@ from typing import Any, NamedTuple
 from agentflow.clock import NEVER
 from agentflow.store.operations_messages import signal_output
 from agentflow.store.protocol import (
+    AppendStream,
     CommitStep,
     Delivered,
     Done,
     Finish,
     HintKind,
+    ModelCall,
     NewRun,
+    RunKey,
     SendSignal,
     Started,
     StartRun,
     Status,
+    WriteModelCall,
 )
+from agentflow.store.statement import Statement
+from agentflow.store.statements import INSERT_CHUNK, UPSERT_MODEL_CALL
 from agentflow.store.transaction import Transaction
 
 
@@ -95,6 +101,31 @@ _COMMIT_STEP = """
     AND r.mail = $5 AND r.cancel_at IS NULL AND r.crash_count = 0
     FOR KEY SHARE OF w
     ON CONFLICT DO NOTHING
+"""
+
+_OWNED = f"""
+    WITH me AS MATERIALIZED ({FENCE})
+    SELECT r.id, r.owner, r.epoch, r.mail, r.cancel_at IS NOT NULL
+    FROM unnest($3::text[], $4::text[], $5::bigint[]) AS g(run_id, worker_id, epoch)
+    JOIN agentflow_run r ON r.id = g.run_id AND r.owner = g.worker_id AND r.epoch = g.epoch AND r.status + 0 = 1
+    WHERE g.worker_id IN (SELECT id FROM me)
+"""
+_CALL_COLUMNS = ", ".join(ModelCall._fields)
+_WRITE_CALL = f"""
+    WITH own AS MATERIALIZED (
+        SELECT r.id, r.mail, r.cancel_at IS NOT NULL AS cancel FROM agentflow_worker w, agentflow_run r
+        WHERE w.id = $1 AND w.epoch = $2 AND w.reaped_at IS NULL
+        AND w.lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+        AND r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status + 0 = 1
+        FOR KEY SHARE OF w
+    ),
+    written AS (
+        INSERT INTO agentflow_model_call (run_id, {_CALL_COLUMNS})
+        SELECT own.id, {", ".join(f"${n}" for n, _ in enumerate(ModelCall._fields, 5))} FROM own
+        ON CONFLICT (run_id, key, attempt) DO UPDATE
+        SET {", ".join(f"{name} = excluded.{name}" for name in ModelCall._fields if name not in ("key", "attempt"))}
+    )
+    SELECT mail, cancel FROM own
 """
 
 # To the wait that is there and in time; all else needs the lock of the name. The run's row is locked before the wait's,
@@ -323,6 +354,53 @@ async def send_signal(connection: Any, tx: Transaction, operation: SendSignal) -
     return Delivered(run_id)
 
 
+async def write_call(connection: Any, operation: WriteModelCall, leases: Mapping[str, Lease]) -> Done | None:
+    """Write one row of the ledger, fence included; `None` when the run is not ours."""
+    run, lease = operation.run, leases.get(operation.run.worker_id)
+    if lease is None:
+        return None
+    rows = await connection.fetch(
+        _WRITE_CALL, run.worker_id, lease.epoch, run.run_id, run.epoch, *operation.call
+    )
+    return Done(*rows[0]) if rows else None
+
+
+async def write_asides(
+    connection: Any,
+    tx: Transaction,
+    operations: Sequence[Any],
+    which: list[int],
+    leases: Mapping[str, Lease],
+    outcomes: list[Any],
+) -> None:
+    """Write these rows of the ledger and pieces of streams, in a transaction that was begun; outcomes of those of runs
+    that are not ours stay `None`."""
+    asides: list[WriteModelCall | AppendStream] = [operations[index] for index in which]
+    keys = {operation.run for operation in asides}
+    rows = await connection.fetch(
+        _OWNED,
+        *_fences((key.worker_id for key in keys), leases),
+        [key.run_id for key in keys],
+        [key.worker_id for key in keys],
+        [key.epoch for key in keys],
+    )
+    states = {RunKey(*key): Done(mail, cancel) for *key, mail, cancel in rows}
+    calls: list[dict[str, Any]] = []
+    chunks: list[dict[str, Any]] = []
+    for index, operation in zip(which, asides, strict=True):
+        run_id = operation.run.run_id
+        outcomes[index] = states.get(operation.run)
+        if outcomes[index] is None:
+            continue
+        if isinstance(operation, WriteModelCall):
+            calls.append({"run_id": run_id, **operation.call._asdict()})
+        else:
+            chunks += [{"run_id": run_id, **chunk._asdict()} for chunk in operation.chunks]
+            tx.tell(HintKind.STREAM, run_id)
+    await _write_each(connection, UPSERT_MODEL_CALL, calls)
+    await _write_each(connection, INSERT_CHUNK, chunks)
+
+
 async def commit_step(connection: Any, operation: CommitStep, leases: Mapping[str, Lease]) -> Done | None:
     """Insert one step, fence included; `None` when it was not inserted."""
     run, lease = operation.run, leases.get(operation.run.worker_id)
@@ -340,7 +418,8 @@ async def commit_steps(
     leases: Mapping[str, Lease],
     outcomes: list[Any],
 ) -> None:
-    """Insert these steps, fence included; outcomes of those that were not inserted stay `None`."""
+    """Insert these steps, fence included; outcomes of those that were not inserted stay `None`. How their model calls
+    have ended is written too, which takes a transaction that was begun."""
     steps: list[CommitStep] = [operations[index] for index in which]
     keys = [operation.run for operation in steps]
     rows = await connection.fetch(
@@ -352,8 +431,12 @@ async def commit_steps(
         *zip(*(operation.step for operation in steps), strict=True),
     )
     added = {(run_id, key): Done(mail, cancel) for run_id, key, mail, cancel in rows}
+    calls: list[dict[str, Any]] = []
     for index, operation in zip(which, steps, strict=True):
         outcomes[index] = added.get((operation.run.run_id, operation.step.key))
+        if outcomes[index] is not None and operation.model_call is not None:
+            calls.append({"run_id": operation.run.run_id, **operation.model_call._asdict()})
+    await _write_each(connection, UPSERT_MODEL_CALL, calls)
 
 
 async def finish_runs(
@@ -388,6 +471,12 @@ async def finish_runs(
         if parent_id is not None and parent_key is not None:
             parents.append((parent_id, parent_key, operations[finishes[run_id]]))
     return parents
+
+
+async def _write_each(connection: Any, statement: Statement, params: Sequence[Mapping[str, Any]]) -> None:
+    if params:
+        text, arguments = statement.postgres
+        await connection.executemany(text, [arguments(each) for each in params])
 
 
 def _stored(run: NewRun, now: int) -> tuple[Any, ...]:

@@ -282,6 +282,41 @@ class ModelCall(NamedTuple):
     price_version: str | None = None
     error: str | None = None
     """Why it failed or is in doubt; `None` also when its worker died."""
+    charges: Json | None = None
+    """What it counts for in which budgets (see `store.operations_budgets`); `None`: in none."""
+    latency: str | None = None
+    """The way by which it comes later and costs less (`"batch"`); `None`: at once, at the standard price."""
+
+
+class Reservation(NamedTuple):
+    """What a request may cost at most, set aside of a budget in one of its periods. Money is in billionths of a US
+    dollar; a limit that is `None` is none."""
+
+    key: str
+    """The budget's name and the value of its key."""
+    name: str
+    value: str | None
+    period_start: Micros
+    ends_at: Micros | None
+    cost: int
+    tokens: int
+    cost_limit: int | None
+    token_limit: int | None
+
+
+class BudgetState(NamedTuple):
+    """How a budget stands in one of its periods; money in billionths of a US dollar."""
+
+    name: str
+    value: str | None
+    period_start: Micros
+    ends_at: Micros | None
+    cost_limit: int | None
+    token_limit: int | None
+    spent_cost: int
+    spent_tokens: int
+    reserved_cost: int
+    reserved_tokens: int
 
 
 class AuditEntry(NamedTuple):
@@ -384,6 +419,7 @@ class Origin(NamedTuple):
     tags: tuple[str, ...]
     event_id: str | None
     """The stored event that started it."""
+    parent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,10 +604,15 @@ class RecordAttempt(NamedTuple):
 
 
 class WriteModelCall(NamedTuple):
-    """Insert or update a row of the ledger, by (run, key, attempt)."""
+    """Insert or update a row of the ledger, by (run, key, attempt).
+
+    A new row's reservations are made with it, all of them, or nothing is written and the answer is `OverBudget`. What a
+    row that has charges becomes, its budgets are told in the same transaction, whichever operation writes it.
+    """
 
     run: RunKey
     call: ModelCall
+    reservations: tuple[Reservation, ...] = ()
 
 
 class EndAbandonedCall(NamedTuple):
@@ -942,6 +983,18 @@ class NotBefore(NamedTuple):
     """`requests`, `tokens` or `paused`."""
 
 
+class OverBudget(NamedTuple):
+    """The request might pass a budget: nothing was written."""
+
+    reservation: Reservation
+    spent_cost: int
+    spent_tokens: int
+    reserved_cost: int
+    reserved_tokens: int
+    is_of_cost: bool
+    """Whether it is the limit of money that it might pass; else that of tokens."""
+
+
 class TurnBegun(NamedTuple):
     """The thread is this turn's: what was said on it, from `first_n` on; the next message will be `next_n`."""
 
@@ -994,6 +1047,7 @@ Outcome = (
     | Ticked
     | Pruned
     | NotBefore
+    | OverBudget
     | TurnBegun
     | ThreadTaken
     | Forgotten
@@ -1120,6 +1174,10 @@ class Queries(Protocol):
         thread: tuple[str, str] | None = None,
     ) -> list[tuple[str, ModelCall]]:
         """(run id, call) of the run and its descendants, or of the turns of a thread (app, id), oldest first."""
+        ...
+
+    async def list_budgets(self, *, now: Micros, name: str | None = None) -> list[BudgetState]:
+        """Those of which something was used in their present period, by name."""
         ...
 
     async def list_messages(

@@ -32,9 +32,11 @@ from agentflow.events import EventRecord
 from agentflow.keys import CANCELLED
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
+from agentflow.store.charges import OF_A_TURN
 from agentflow.store.protocol import (
     CANCEL_KIND,
     AuditEntry,
+    BudgetState,
     FunctionInfo,
     Micros,
     ModelCall,
@@ -59,6 +61,7 @@ from agentflow.store.statements import (
 )
 from agentflow.store.statements import event as event_columns
 from agentflow.store.statements_audit import audit
+from agentflow.store.statements_budgets import budget
 from agentflow.store.statements_threads import message, turn
 from agentflow.store.statements_threads import thread as thread_columns
 
@@ -124,7 +127,15 @@ class SqlQueries:
 
     async def get_origin(self, run_id: str) -> Origin | None:
         rows = await self._rows(
-            select(run.app, run.function, run_io.input, run_io.trigger, run_io.tags, event_run.event_id)
+            select(
+                run.app,
+                run.function,
+                run_io.input,
+                run_io.trigger,
+                run_io.tags,
+                event_run.event_id,
+                run.parent_id,
+            )
             .join_from(run.id.table, run_io.run_id.table, run_io.run_id == run.id)
             .outerjoin(event_run.run_id.table, event_run.run_id == run.id)
             .where(run.id == run_id)
@@ -382,6 +393,16 @@ class SqlQueries:
             (row["run_id"], ModelCall(**{column.key: row[column.key] for column in MODEL_CALL_COLUMNS}))
             for row in await self._rows(ordered)
         ]
+
+    async def list_budgets(self, *, now: Micros, name: str | None = None) -> list[BudgetState]:
+        chosen = (
+            select(*(budget[field] for field in BudgetState._fields))
+            .where(or_(budget.ends_at > now, budget.ends_at.is_(None)), budget.name != OF_A_TURN)
+            .order_by(budget.key, budget.period_start)
+        )
+        if name is not None:
+            chosen = chosen.where(budget.name == name)
+        return [BudgetState(**row) for row in await self._rows(chosen)]
 
     async def list_messages(
         self, app: str, thread: str, *, limit: int = 100, cursor: str | None = None

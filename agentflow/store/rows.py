@@ -367,6 +367,9 @@ class ModelCallRow(Base, table=True):
     cost: str | None = _maybe_text()
     price_version: str | None = _maybe_text()
     error: str | None = _maybe_text()
+    charges: str | None = _maybe_text()
+    """What it counts for in which budgets, as JSON."""
+    latency: str | None = _maybe_text()
 
 
 class StreamChunkRow(Base, table=True):
@@ -497,13 +500,27 @@ class ScheduleRow(Base, table=True):
 
 
 class BudgetRow(Base, table=True):
-    """What has been used of a budget in its period."""
+    """What is spent of a budget in one of its periods, and what is reserved by calls under way.
+
+    Money is in billionths of a US dollar. The limits are those of the last call.
+    """
 
     __tablename__ = "agentflow_budget"
+    __table_args__: ClassVar[Any] = (Index("agentflow_budget_ends", "ends_at"),)
 
     key: str = _key()
     period_start: int = Field(primary_key=True, sa_type=BigInteger)
-    used: str = _text()
+    ends_at: int | None = _maybe_big()
+    """`None`: never."""
+    name: str = _text()
+    value: str | None = _maybe_text()
+    """Of the budget's key."""
+    cost_limit: int | None = _maybe_big()
+    token_limit: int | None = _maybe_big()
+    spent_cost: int = _big()
+    spent_tokens: int = _big()
+    reserved_cost: int = _big()
+    reserved_tokens: int = _big()
 
 
 class ThreadRow(Base, table=True):

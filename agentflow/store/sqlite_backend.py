@@ -19,7 +19,7 @@ from agentflow.store.operations_runs import wake_parents
 from agentflow.store.plan import Plan
 from agentflow.store.protocol import CommitStep, Done, Hint, HintKind
 from agentflow.store.sqlite_files import LockFolder
-from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_runs, start_runs
+from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_runs, start_runs, write_asides
 from agentflow.store.statement import Bundle, Statement
 from agentflow.store.transaction import Transaction, Work
 
@@ -138,6 +138,8 @@ class SqliteBackend:
         if plan.starts:
             paused = self._drive(read_paused(tx))
             _put(outcomes, plan.starts, start_runs(connection, tx, _pick(operations, plan.starts), paused))
+        if plan.asides:
+            _put(outcomes, plan.asides, write_asides(connection, tx, _pick(operations, plan.asides)))
         if plan.steps:
             _put(outcomes, plan.steps, commit_steps(connection, tx, _pick(operations, plan.steps)))
         if plan.finishes:

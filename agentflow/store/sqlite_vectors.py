@@ -1,4 +1,4 @@
-"""What SQLite does for a whole batch by a few statements: starts, steps, finishes.
+"""What SQLite does for a whole batch by a few statements: starts, steps, finishes, and what runs write beside them.
 
 Every statement gives the GIL away and may have to wait for it, so there are few, however many operations. Called inside
 the writer's transaction: what is read here still holds when it is written.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from agentflow.clock import NEVER
 from agentflow.store.protocol import (
+    AppendStream,
     CommitStep,
     Done,
     Finish,
@@ -24,8 +25,11 @@ from agentflow.store.protocol import (
     Started,
     StartRun,
     Status,
+    WriteModelCall,
 )
 from agentflow.store.rows import StepRow, table_of
+from agentflow.store.statement import Statement
+from agentflow.store.statements import INSERT_CHUNK, UPSERT_MODEL_CALL
 from agentflow.store.transaction import Transaction
 
 STEP_COLUMNS = tuple(column.key for column in table_of(StepRow).columns)
@@ -112,10 +116,36 @@ def start_runs(
     return outcomes
 
 
+def write_asides(
+    connection: sqlite3.Connection, tx: Transaction, operations: Sequence[WriteModelCall | AppendStream]
+) -> list[Done | None]:
+    """Write these rows of the ledger and pieces of streams; `None` for those of runs that are not ours."""
+    states = _read_states(connection, [operation.run.run_id for operation in operations])
+    outcomes: list[Done | None] = []
+    calls: list[dict[str, Any]] = []
+    chunks: list[dict[str, Any]] = []
+    for operation in operations:
+        run_id = operation.run.run_id
+        state = states.get(run_id)
+        if state is None or not _may_write(tx, operation.run, state):
+            outcomes.append(None)
+            continue
+        outcomes.append(Done(state.mail, bool(state.cancel)))
+        if isinstance(operation, WriteModelCall):
+            calls.append({"run_id": run_id, **operation.call._asdict()})
+        else:
+            chunks += [{"run_id": run_id, **chunk._asdict()} for chunk in operation.chunks]
+            tx.tell(HintKind.STREAM, run_id)
+    _write_each(connection, UPSERT_MODEL_CALL, calls)
+    _write_each(connection, INSERT_CHUNK, chunks)
+    return outcomes
+
+
 def commit_steps(
     connection: sqlite3.Connection, tx: Transaction, operations: Sequence[CommitStep]
 ) -> list[Done | None]:
-    """Insert these steps; `None` for those that are not ours, and of a chunk with one that is there already."""
+    """Insert these steps, and how their model calls have ended; `None` for those that are not ours, and of a chunk with
+    one that is there already."""
     states = _read_states(connection, [operation.run.run_id for operation in operations])
     outcomes: list[Done | None] = [None] * len(operations)
     passed = []
@@ -124,6 +154,7 @@ def commit_steps(
         if state is not None and _may_write(tx, operation.run, state):
             passed.append(index)
     crashed: set[str] = set()
+    calls: list[dict[str, Any]] = []
     for chunk in _chunks(passed):
         values: list[Any] = []
         for index in chunk:
@@ -139,6 +170,10 @@ def commit_steps(
             outcomes[index] = Done(state.mail, bool(state.cancel))
             if state.crash_count > 0:
                 crashed.add(run_id)
+            call = operations[index].model_call
+            if call is not None:
+                calls.append({"run_id": run_id, **call._asdict()})
+    _write_each(connection, UPSERT_MODEL_CALL, calls)
     connection.executemany(_RESET_CRASHES, [(run_id,) for run_id in crashed])
     return outcomes
 
@@ -170,6 +205,14 @@ def finish_runs(
     for run_id in ended:
         tx.tell(HintKind.ENDED, run_id)
     return outcomes, parents
+
+
+def _write_each(
+    connection: sqlite3.Connection, statement: Statement, params: Sequence[Mapping[str, Any]]
+) -> None:
+    if params:
+        text, arguments = statement.sqlite
+        connection.executemany(text, map(arguments, params))
 
 
 def _may_write(tx: Transaction, key: RunKey, state: State) -> bool:

@@ -115,6 +115,8 @@ MODEL_CALL_COLUMNS = (
     model_call.cost,
     model_call.price_version,
     model_call.error,
+    model_call.charges,
+    model_call.latency,
 )
 _RUN_STATE = (
     run.owner,

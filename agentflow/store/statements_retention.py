@@ -10,6 +10,7 @@ from sqlalchemy import literal_column as raw
 from agentflow.store.rows import (
     ApprovalRow,
     BucketRow,
+    BudgetRow,
     EffectMarkRow,
     EventRow,
     EventRunRow,
@@ -114,6 +115,8 @@ DELETE_LOOSE = tuple(
         lambda _: delete(table_of(HolderRow)).where(holder.since < big("before"), ~_HOLDS),
         lambda _: delete(table_of(BucketRow)).where(bucket.tat < big("before"), bucket.run_id.is_(None)),
         lambda _: delete(table_of(ModelHoldRow)).where(table_of(ModelHoldRow).c.asked_at < big("before")),
+        # Not those of all times.
+        lambda _: delete(table_of(BudgetRow)).where(table_of(BudgetRow).c.ends_at < big("before")),
     )
 )
-"""Keys, signals and limits that nobody asks for any more."""
+"""Keys, signals, limits and budgets' periods that nobody asks for any more."""

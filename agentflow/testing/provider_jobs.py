@@ -10,16 +10,17 @@ from agentflow.testing.wire import Event, Json, openai_responses
 
 @dataclass(frozen=True)
 class Job:
-    """A reply for a request with `background=True`, that takes its time.
+    """A reply for a request with `background=True`, or in a batch, that takes its time.
 
     It is `queued` for so many looks, and with None for ever: then nothing is generated. `cuts` are the shares after
-    which its first streams break off; a job that `fails` has no answer.
+    which its first streams break off; a job that `fails` has no answer, and one of a batch that `expires` neither.
     """
 
     reply: Reply = "done in the background"
     queued: int | None = 1
     cuts: tuple[float, ...] = ()
     fails: bool = False
+    expires: bool = False
 
 
 @dataclass

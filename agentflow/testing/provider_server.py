@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
@@ -22,6 +22,7 @@ from agentflow.models.conversation import check_conversation
 from agentflow.models.messages import ToolCall
 from agentflow.models.replies import Reply, decode_reply, encode_reply
 from agentflow.models.response import ModelRequest, ModelResponse
+from agentflow.testing.provider_batches import Asked, Batches, KeptBatch, uploaded
 from agentflow.testing.provider_jobs import Job, Refusal, Shelf
 from agentflow.testing.wire import (
     BadRequest,
@@ -105,6 +106,7 @@ _WIRES: dict[str, Wire] = {
     "/chat/completions": openai_chat,
     "/messages": anthropic_messages,
 }
+_OF_BATCHES = ("/files", "/batches", "/messages/batches")
 
 
 class FakeProvider:
@@ -112,7 +114,8 @@ class FakeProvider:
 
     `base_url` is for all three APIs (with `/v1` and without); `generations` counts the answers generated,
     `requests` holds what came. `add(...)` extends the script while it runs. `refuses` names what it does not
-    know, as a gateway may not: `"store"`, `"background"`, `"list"`; `shelf` is what it has stored.
+    know, as a gateway may not: `"store"`, `"background"`, `"background_options"`, `"list"`, `"batches"`; `shelf` and
+    `batches` are what it has stored.
     """
 
     def __init__(self, replies: Iterable[FakeReply] | Callable[[ModelRequest], Any]) -> None:
@@ -125,6 +128,7 @@ class FakeProvider:
         self._stuck = 0
         self.refuses: set[str] = set()
         self.shelf = Shelf()
+        self.batches = Batches()
         self._changed = threading.Condition()
 
     def add(self, *replies: FakeReply) -> None:
@@ -161,6 +165,8 @@ class FakeProvider:
         path = request.path.removeprefix("/v1")
         if request.method == "POST" and path in _WIRES:
             return await self._generate(_WIRES[path], request)
+        if path.startswith(_OF_BATCHES) and "batches" not in self.refuses:
+            return await self._batch(path, request)
         if path.startswith("/responses/"):
             return self._job(path.split("/")[2], request)
         if request.method == "GET" and path == "/chat/completions":
@@ -173,7 +179,7 @@ class FakeProvider:
             check_conversation(asked.messages)
         except (BadRequest, AgentflowError, KeyError, TypeError, ValueError) as error:
             return _json(400, wire.error(400, f"{error}", None))
-        for name in ("background", "store"):
+        for name in ("background", "background_options", "store"):
             if request.body.get(name) and name in self.refuses:
                 told = wire.error(400, f"Unknown parameter: '{name}'.", "unknown_parameter")
                 told["error"]["param"] = name
@@ -277,6 +283,95 @@ class FakeProvider:
         out.send_share = cut
         out.delay_seconds = 0.0 if events else None
         return out
+
+    async def _batch(self, path: str, request: FakeRequest) -> _Out:
+        """What is asked about files and batches."""
+        wire = anthropic_messages if path.startswith("/messages") else openai_responses
+        try:
+            if path.startswith("/files"):
+                return self._file(path, request)
+            parts = path.removeprefix("/messages").split("/")[2:]
+            if not parts:
+                return (
+                    await self._begin_batch(wire, request)
+                    if request.method == "POST"
+                    else self._list(wire, request)
+                )
+            if parts[1:] == ["results"]:
+                return _Out(200, "application/x-jsonl", [self.batches.results(parts[0])])
+            batch = self.batches.find(parts[0])
+            batch.cancel() if parts[1:] == ["cancel"] else batch.look()
+            return _json(200, self._told(wire, batch))
+        except Refusal as refusal:
+            return _json(refusal.status, wire.error(refusal.status, str(refusal), None))
+
+    def _file(self, path: str, request: FakeRequest) -> _Out:
+        if request.method == "POST":
+            return _json(200, self.batches.keep_file(request.body))
+        return _Out(200, "application/octet-stream", [self.batches.file(path.split("/")[2])])
+
+    def _list(self, wire: Wire, request: FakeRequest) -> _Out:
+        """GET of all batches, a page of them."""
+        if "list" in self.refuses:
+            return _json(404, wire.error(404, "unknown path", "not_found"))
+        after = request.query.get("after_id" if wire is anthropic_messages else "after", [None])[0]
+        found, has_more = self.batches.listed(int(request.query.get("limit", ["20"])[0]), after)
+        told = [self._told(wire, batch) for batch in found]
+        ids = {"first_id": told[0]["id"] if told else None, "last_id": told[-1]["id"] if told else None}
+        return _json(200, {"object": "list", "data": told, "has_more": has_more, **ids})
+
+    def _told(self, wire: Wire, batch: KeptBatch) -> Json:
+        if wire is anthropic_messages:
+            return self.batches.told_by_anthropic(batch, self.base_url)
+        return self.batches.told_by_openai(batch)
+
+    async def _begin_batch(self, wire: Wire, request: FakeRequest) -> _Out:
+        """Take in a batch; what its first request is replied to with may be about the batch itself: a fault."""
+        asked: list[Asked] = []
+        fault: Any = None
+        for custom_id, of, body in self._asked_in(wire, request.body):
+            try:
+                question = of.request_of(body)
+                check_conversation(question.messages)
+            except (BadRequest, AgentflowError, KeyError, TypeError, ValueError) as error:
+                refusal = {"status": 400, "body": of.error(400, f"{error}", None)}
+                asked.append(Asked(custom_id, Job(queued=0), refusal=refusal))
+                continue
+            reply = await self._next_reply(question)
+            if isinstance(reply, HttpError):
+                return _refusal(wire, reply)
+            if isinstance(reply, Stall | Cut):
+                fault, reply = reply, reply.reply
+            plan = reply if isinstance(reply, Job) else Job(reply, queued=0)
+            is_made = plan.queued is not None and not plan.fails and not plan.expires
+            answer = (
+                of.answer(self._response(plan.reply, question), body, number=self._count())
+                if is_made
+                else None
+            )
+            asked.append(Asked(custom_id, plan, answer))
+        prefix = "msgbatch_" if wire is anthropic_messages else "batch_"
+        told = {name: request.body.get(name) for name in ("endpoint", "input_file_id", "metadata")}
+        batch = self.batches.keep(f"{prefix}{self.batches.new_id()}", asked, told)
+        out = _json(200, self._told(wire, batch))
+        match fault:
+            case Stall(seconds=seconds):
+                out.delay_seconds = seconds
+            case Cut(after=share):
+                out.send_share = share
+        return out
+
+    def _asked_in(self, wire: Wire, body: Json) -> Iterator[tuple[str, Wire, Json]]:
+        """The requests of a batch: its `custom_id`, the wire format it is of, and its body."""
+        if wire is anthropic_messages:
+            for item in body["requests"]:
+                yield item["custom_id"], wire, item["params"]
+            return
+        for text in self.batches.file(body["input_file_id"]).decode().splitlines():
+            line = json.loads(text)
+            if line["url"] != body["endpoint"]:
+                raise Refusal(400, f"the request is for {line['url']}, the batch for {body['endpoint']}")
+            yield line["custom_id"], _WIRES[line["url"].removeprefix("/v1")], line["body"]
 
     def _found(self, request: FakeRequest) -> _Out:
         """The stored completions with the metadata that the query names."""
@@ -393,7 +488,9 @@ async def _read_request(reader: asyncio.StreamReader) -> FakeRequest | None:
     }
     content = await reader.readexactly(int(headers.get("content-length", "0")))
     url = urlsplit(target)
-    body = json.loads(content) if content else {}
+    content_type = headers.get("content-type", "")
+    is_form = content_type.startswith("multipart/form-data")
+    body = uploaded(content_type, content) if is_form else json.loads(content) if content else {}
     return FakeRequest(method, url.path, parse_qs(url.query), headers, body)
 
 

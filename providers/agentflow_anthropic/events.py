@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from agentflow.providers import Delta, Item, ReasoningDelta, TextDelta, ToolArgsDelta
 
 UNREADABLE_INPUTS = "agentflow_unreadable_inputs"
-"""Where the message keeps tool inputs that are no JSON (cut at max_tokens), by the block's position."""
+"""Where the message keeps tool inputs that are no JSON object (cut at max_tokens), by the block's position."""
 
 
 class MessageAssembly:
@@ -17,6 +18,8 @@ class MessageAssembly:
     def __init__(self) -> None:
         self.message: Item = {}
         self.is_complete = False
+        self._position: dict[int, int] = {}
+        """Where a block stands, by the index that the events call it."""
         self._inputs: dict[int, str] = {}
         self._calls: list[int] = []
 
@@ -34,60 +37,70 @@ class MessageAssembly:
             case "content_block_start":
                 return self._start_block(event["index"], dict(event["content_block"]))
             case "content_block_delta":
-                return self._extend_block(event["index"], event["delta"])
+                return self._extend_block(self._position[event["index"]], event["delta"])
             case "content_block_stop":
-                self._end_block(event["index"])
+                self._end_block(self._position[event["index"]])
             case "message_delta":
-                self.message.update(event["delta"])
-                self.message["usage"] = {**(self.message.get("usage") or {}), **(event.get("usage") or {})}
+                self._end_message(event)
             case "message_stop":
-                self.is_complete = True
+                self.is_complete = bool(self.message)
         return None
 
     def _start_block(self, index: int, block: Item) -> Delta | None:
         content = self.message["content"]
-        if index != len(content):
-            raise ValueError(
-                f"content block {index} of {self.message.get('id')} came after {len(content)} blocks"
-            )
+        self._position[index] = position = len(content)
         content.append(block)
         if block.get("type") == "tool_use":
-            self._calls.append(index)
+            self._calls.append(position)
             return ToolArgsDelta(index=len(self._calls) - 1, text="", name=block.get("name"))
         return None
 
-    def _extend_block(self, index: int, delta: Item) -> Delta | None:
-        block = self.message["content"][index]
+    def _extend_block(self, position: int, delta: Item) -> Delta | None:
+        block = self.message["content"][position]
         match delta.get("type"):
             case "text_delta":
-                block["text"] = block.get("text", "") + delta["text"]
+                _extend(block, "text", delta["text"])
                 return TextDelta(text=delta["text"])
             case "thinking_delta":
-                block["thinking"] = block.get("thinking", "") + delta["thinking"]
+                _extend(block, "thinking", delta["thinking"])
                 return ReasoningDelta(text=delta["thinking"])
-            case "input_json_delta":
-                self._inputs[index] = self._inputs.get(index, "") + delta["partial_json"]
-                if index in self._calls:
-                    return ToolArgsDelta(index=self._calls.index(index), text=delta["partial_json"])
+            case "signature_delta":
+                _extend(block, "signature", delta["signature"])
             case "citations_delta":
-                block["citations"] = [*(block.get("citations") or []), delta["citation"]]
-            case _:  # signature_delta, and what may come to be: the fields of the block in pieces
+                _extend(block, "citations", [delta["citation"]])
+            case "input_json_delta":
+                self._inputs[position] = self._inputs.get(position, "") + delta["partial_json"]
+                if position in self._calls:  # else of a tool that runs at their side
+                    return ToolArgsDelta(index=self._calls.index(position), text=delta["partial_json"])
+            case _:  # what may come to be: the fields of the block in pieces
                 for key, value in delta.items():
-                    if key != "type":
-                        known = block.get(key)
-                        block[key] = (
-                            known + value if isinstance(known, str) and isinstance(value, str) else value
-                        )
+                    if key != "type" and value is not None:
+                        _extend(block, key, value)
         return None
 
-    def _end_block(self, index: int) -> None:
-        text = self._inputs.pop(index, "")
+    def _end_block(self, position: int) -> None:
+        text = self._inputs.pop(position, "")
         if not text:
             return
-        block = self.message["content"][index]
+        block = self.message["content"][position]
         arguments: Any = None
-        try:
+        with suppress(ValueError):
             arguments = json.loads(text)
-        except ValueError:
-            self.message.setdefault(UNREADABLE_INPUTS, {})[str(index)] = text
+        if not isinstance(arguments, dict):
+            self.message.setdefault(UNREADABLE_INPUTS, {})[str(position)] = text
         block["input"] = arguments if isinstance(arguments, dict) else {}
+
+    def _end_message(self, event: Item) -> None:
+        """Why it ended, and what was counted up to there: a null tells nothing new."""
+        more = {key: value for key, value in event.items() if key not in ("type", "delta", "usage")}
+        for key, value in {**more, **(event.get("delta") or {})}.items():
+            if value is not None or key not in self.message:
+                self.message[key] = value
+        counted = {key: count for key, count in (event.get("usage") or {}).items() if count is not None}
+        self.message["usage"] = {**(self.message.get("usage") or {}), **counted}
+
+
+def _extend(block: Item, key: str, value: Any) -> None:
+    known = block.get(key)
+    is_more = isinstance(known, str | list) and type(known) is type(value)
+    block[key] = known + value if is_more else value

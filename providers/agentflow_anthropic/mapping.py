@@ -43,6 +43,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "model_context_window_exceeded": "length",
     "refusal": "refusal",
     "pause_turn": "pause",
+    "compaction": "pause",
 }
 _TOOL_CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 
@@ -81,7 +82,7 @@ def request_body(request: ModelRequest, *, model: str) -> Item:
         body["stop_sequences"] = list(settings.stop)
     if settings.cache is not None:
         body = with_breakpoints(body, settings.cache)
-    return {**body, **settings.extra}
+    return {**body, **settings.extra, **_container(request.messages, settings.extra)}
 
 
 def response_of(raw: Item) -> ModelResponse:
@@ -91,12 +92,18 @@ def response_of(raw: Item) -> ModelResponse:
     parts = _parts(items, unreadable)
     calls = [part for part in parts if isinstance(part, ToolCall)]
     finish_reason = _FINISH_REASONS.get(raw.get("stop_reason") or "", "stop")
+    container = raw.get("container") or {}
+    origin = Origin(
+        provider=PROVIDER,
+        items=items,
+        beside={"container": container["id"]} if container.get("id") else {},
+    )
     return ModelResponse(
         text="".join(part.text for part in parts if isinstance(part, TextPart)),
         tool_calls=calls,
-        messages=[Message(role="assistant", parts=parts, origin=Origin(provider=PROVIDER, items=items))],
+        messages=[Message(role="assistant", parts=parts, origin=origin)],
         usage=usage_of(raw.get("usage") or {}),
-        finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
+        finish_reason="tool_calls" if calls and finish_reason in ("stop", "pause") else finish_reason,
         provider_id=raw.get("id"),
         model=raw.get("model") or "",
         raw=raw,
@@ -175,21 +182,60 @@ def _messages(messages: Sequence[Message]) -> list[Item]:
             raise InvalidInput("a user's message without any text: Anthropic's API refuses it")
         if not content:
             continue
+        if role == "user":
+            _end_last(theirs)
         if theirs and theirs[-1]["role"] == role:
             theirs[-1]["content"].extend(content)
         else:
             theirs.append({"role": role, "content": list(content)})
+    _end_last(theirs)
     return theirs
+
+
+def _end_last(theirs: list[Item]) -> None:
+    """Leave off what an assistant's message may not end with: thinking that led to nothing (cut at max_tokens)."""
+    if not theirs or theirs[-1]["role"] != "assistant":
+        return
+    content = theirs[-1]["content"]
+    while content and content[-1].get("type") in ("thinking", "redacted_thinking"):
+        content.pop()
+    if not content:
+        theirs.pop()
+
+
+def _container(messages: Sequence[Message], extra: Item) -> Item:
+    """The container in which the code of a turn runs that is not over: they refuse to go on without it."""
+    for message in reversed(messages):
+        if message.role == "user":
+            break
+        if message.origin is not None and message.origin.provider == PROVIDER:
+            id = message.origin.beside.get("container")
+            if id is not None:
+                wanted = extra.get("container", id)
+                return {"container": {"id": id, **wanted} if isinstance(wanted, dict) else wanted}
+    return {}
 
 
 def _content(message: Message) -> list[Item]:
     own = items_to_send_back(message, PROVIDER, _parts)
-    return own if own is not None else [item for part in message.parts for item in _item(part)]
+    if own is None:
+        return [item for part in message.parts for item in _item(part)]
+    return [_as_taken_back(item) for item in own]
+
+
+def _as_taken_back(item: Item) -> Item:
+    # They tell the `file_id` of a citation, and answer 400 when it comes back.
+    if not item.get("citations"):
+        return item
+    citations = [
+        {key: value for key, value in citation.items() if key != "file_id"} for citation in item["citations"]
+    ]
+    return {**item, "citations": citations}
 
 
 def _is_blank(item: Item) -> bool:
     # Claude writes blocks of bare line breaks, and its API answers 400 when they come back.
-    return item.get("type") == "text" and not item["text"].strip() and not item.get("citations")
+    return item.get("type") == "text" and not (item.get("text") or "").strip() and not item.get("citations")
 
 
 def _item(part: Part) -> list[Item]:

@@ -8,14 +8,17 @@ import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentflow.errors import ConfigurationError
 from agentflow.models.conversation import check_conversation
 from agentflow.providers import (
+    BackgroundModel,
     Capabilities,
     Failure,
     Item,
+    Latency,
     Message,
     ModelRequest,
     ModelResponse,
@@ -28,6 +31,7 @@ from agentflow.providers import (
     status_failure,
     stream_failure,
 )
+from agentflow_anthropic.batches import Batched, Owners
 from agentflow_anthropic.content import check_content
 from agentflow_anthropic.events import MessageAssembly
 from agentflow_anthropic.mapping import (
@@ -41,7 +45,6 @@ from agentflow_anthropic.mapping import (
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic, AsyncStream
-    from anthropic.types import RawMessageStreamEvent
 
 READ_TIMEOUT_SECONDS = 600.0
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -52,6 +55,7 @@ _NOT_RETRIABLE_IN_STREAM = (
     "authentication_error",
     "permission_error",
     "not_found_error",
+    "billing_error",
 )
 
 
@@ -85,10 +89,12 @@ class Anthropic:
             images=True,
             files=True,
             asks_again=True,
+            latencies=("batch",),
         )
         self._base_url = base_url
         self._api_key = api_key
         self._own_client = client
+        self._owners: Owners = {}
 
     async def request(self, request: ModelRequest) -> RawAnswer:
         async with aclosing(self.stream(request)) as events:
@@ -101,7 +107,8 @@ class Anthropic:
         check_conversation(request.messages)
         if request.settings.latency is not None:
             raise ConfigurationError(
-                f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
+                f"{self.provider}:{self.model} is asked at once here: latency={request.settings.latency!r} is for "
+                "what it is given to do later, by deferred()"
             )
         client = await self._client()
         body = request_body(request, model=self.model)
@@ -110,19 +117,31 @@ class Anthropic:
         async with events:
             if "application/json" in events.response.headers.get("content-type", ""):
                 # A gateway that knows no streams: the message comes whole.
-                assembly.take(json.loads(await events.response.aread()))
+                assembly.take(self._whole(json.loads(await events.response.aread())))
             async for event in events:
-                delta = assembly.add(event.to_dict(mode="json", warnings=False))
+                told = event if isinstance(event, dict) else {}
+                if told.get("type") == "error":  # by a gateway that does not name its events so
+                    kind, message = _told(told, "an error without a word")
+                    raise self._broken_off(message, kind).error
+                delta = assembly.add(told)
                 if delta is not None:
                     yield delta
         if not assembly.is_complete:
-            raise stream_failure(
-                "the stream ended before the message did", provider=self.provider, model=self.model
-            ).error
+            raise self._broken_off("the stream ended before the message did", None).error
         yield self._answer(assembly.message)
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
         return response_of(raw)
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model for half the price within a day: `latency` is `"batch"`."""
+        return Batched(
+            self,
+            client=self._client,
+            body_of=partial(request_body, model=self.model),
+            answer_of=self._answer,
+            owners=self._owners,
+        )
 
     def usage_of(self, answer: Mapping[str, Any]) -> Usage:
         """The usage in an answer of any of the SDK's calls."""
@@ -144,13 +163,7 @@ class Anthropic:
             return exception_failure(error, provider=self.provider, model=self.model)
         kind, message = _told(error.body, str(error))
         if error.status_code < 400:
-            return stream_failure(
-                message,
-                provider=self.provider,
-                model=self.model,
-                code=kind,
-                retriable=kind not in _NOT_RETRIABLE_IN_STREAM,
-            )
+            return self._broken_off(message, kind)
         return status_failure(
             error.status_code,
             message,
@@ -161,17 +174,29 @@ class Anthropic:
         )
 
     @staticmethod
-    async def _post(client: AsyncAnthropic, body: Item) -> AsyncStream[RawMessageStreamEvent]:
+    async def _post(client: AsyncAnthropic, body: Item) -> AsyncStream[object]:
         from anthropic import AsyncStream
-        from anthropic.types import Message, RawMessageStreamEvent
 
-        # Not messages.create: it warns, on every call, of models that will be retired one day.
+        # Not messages.create: it warns, on every call, of models that will be retired one day, and its typed
+        # events are not always written again as they came.
         return await client.post(
-            "/v1/messages",
-            body=body,
-            cast_to=Message,
-            stream=True,
-            stream_cls=AsyncStream[RawMessageStreamEvent],
+            "/v1/messages", body=body, cast_to=object, stream=True, stream_cls=AsyncStream[object]
+        )
+
+    def _whole(self, told: object) -> Item:
+        if isinstance(told, dict) and isinstance(told.get("content"), list):
+            return told
+        kind, message = _told(told, "an answer without content")
+        raise self._broken_off(message, kind).error
+
+    def _broken_off(self, message: str, code: str | None) -> Failure:
+        """The failure that an error inside a 200 answer is."""
+        return stream_failure(
+            message,
+            provider=self.provider,
+            model=self.model,
+            code=code,
+            retriable=code not in _NOT_RETRIABLE_IN_STREAM,
         )
 
     def _answer(self, message: Item) -> RawAnswer:

@@ -179,8 +179,9 @@ def _parts(items: Sequence[Item]) -> list[Part]:
     if text:
         parts.append(TextPart(text=text))
     for index, call in enumerate(said.get("tool_calls") or []):
-        function = call.get("function") or {}
-        parts.append(tool_call(index, call["id"], function.get("name") or "", function.get("arguments")))
+        told = call.get("function") or call.get("custom") or {}
+        arguments = told.get("arguments", told.get("input"))
+        parts.append(tool_call(index, call["id"], told.get("name") or "", arguments))
     return parts
 
 

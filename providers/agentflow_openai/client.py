@@ -32,15 +32,12 @@ _LOADED_LATE = (
 )
 
 # Codes of errors inside a 200 answer that asking again will not mend.
-_NOT_RETRIABLE_CODES = (
-    "invalid_prompt",
-    "insufficient_quota",
-    "context_length_exceeded",
-    "image_content_policy_violation",
+_NOT_RETRIABLE_CODES = re.compile(
+    r"^(invalid|image|unsupported|empty_image|data_residency|model_not_found|insufficient|context_length)"
 )
 
-
 _REFUSING = frozenset({400, 403, 404, 405, 422, 501})
+_UNKNOWN_PATH = frozenset({404, 405, 501})
 _REFUSING_LIST = frozenset({400, 401, 403, 404, 405, 422, 501})
 
 
@@ -77,15 +74,38 @@ class Account:
             ) from error
 
     @contextmanager
-    def not_refusing_list(self) -> Iterator[None]:
-        """Raise `ConfigurationError` for an answer of the server that it does not list what it has stored."""
+    def taking(self, setting: str, *, refused_by: Sequence[str]) -> Iterator[None]:
+        """Raise `ConfigurationError` for an answer of the server that refuses what the setting is sent as."""
+        try:
+            yield
+        except Exception as error:
+            if not _refuses(error, refused_by):
+                raise
+            raise ConfigurationError(f"{self._ref} refuses {setting} at {self._where}: {error}") from error
+
+    @contextmanager
+    def knowing_batches(self) -> Iterator[None]:
+        """Raise `ConfigurationError` for an answer of the server that it has no such path."""
+        try:
+            yield
+        except Exception as error:
+            if _status(error) not in _UNKNOWN_PATH:
+                raise
+            raise ConfigurationError(
+                f"{self._ref}: there is no batch API at {self._where} ({error}), so that "
+                'latency="batch" cannot hold there'
+            ) from error
+
+    @contextmanager
+    def not_refusing_list(self, of: str = "completions that it has stored") -> Iterator[None]:
+        """Raise `ConfigurationError` for an answer of the server that it does not list what it has."""
         try:
             yield
         except Exception as error:
             if _status(error) not in _REFUSING_LIST:
                 raise
             raise ConfigurationError(
-                f"{self._ref} does not list the completions that it has stored ({error}): a lost answer cannot be "
+                f"{self._ref} does not list the {of} ({error}): a lost answer cannot be "
                 f'found again at {self._where}, so billing="recover" cannot hold there; use "strict" or "at_least_once"'
             ) from error
 
@@ -175,6 +195,5 @@ def _words(error: APIError) -> str:
 
 def answer_failure(message: str, code: str | None, *, provider: str, model: str) -> Failure:
     """The failure that an error inside a 200 answer is."""
-    return stream_failure(
-        message, provider=provider, model=model, code=code, retriable=code not in _NOT_RETRIABLE_CODES
-    )
+    retriable = _NOT_RETRIABLE_CODES.match(code or "") is None
+    return stream_failure(message, provider=provider, model=model, code=code, retriable=retriable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from agentflow.providers import Delta, Item, ReasoningDelta, TextDelta, ToolArgsDelta
 
@@ -25,15 +26,20 @@ class ResponseAssembly:
     def __init__(self) -> None:
         self.response: Item | None = None
         self.failure: Item | None = None
+        self._done: dict[int, Item] = {}
         self._call_of_item: dict[int, int] = {}
 
     def add(self, event: Item) -> Delta | None:
         """Take in one event; what of it is worth showing comes back."""
         kind = event.get("type")
-        if kind in _ENDS:
+        if kind == "response.output_item.done":
+            self._done[event["output_index"]] = event["item"]
+        elif kind in _ENDS:
             self.response = event["response"]
+            if self._done and not self.response.get("output"):  # some servers tell no item twice
+                self.response = self.response | {"output": [self._done[at] for at in sorted(self._done)]}
         elif kind == "error":
-            self.failure = event
+            self.failure = event["error"] if isinstance(event.get("error"), dict) else event
         return self._shown(kind, event)
 
     def _shown(self, kind: str | None, event: Item) -> Delta | None:
@@ -61,7 +67,7 @@ class ChatAssembly:
         self.completion: Item = {}
         self.is_complete = False
         self._message: Item = {"role": "assistant", "content": None}
-        self._finish_reason: str | None = None
+        self._choice: Item = {"index": 0, "message": self._message, "finish_reason": None}
 
     def add(self, chunk: Item) -> list[Delta]:
         """Take in one chunk; what of it is worth showing comes back."""
@@ -70,13 +76,10 @@ class ChatAssembly:
                 self.completion[key] = value
         choice: Item = next((choice for choice in chunk.get("choices") or [] if not choice.get("index")), {})
         deltas = self._extend(choice.get("delta") or {})
-        if choice.get("finish_reason"):
-            self._finish_reason = choice["finish_reason"]
-            self.is_complete = True
+        _merge(self._choice, choice, but=("index", "delta", "message"))
+        self.is_complete = bool(self._choice["finish_reason"])
         self.completion["object"] = "chat.completion"
-        self.completion["choices"] = [
-            {"index": 0, "message": self._message, "finish_reason": self._finish_reason}
-        ]
+        self.completion["choices"] = [self._choice]
         return deltas
 
     def _extend(self, delta: Item) -> list[Delta]:
@@ -84,31 +87,28 @@ class ChatAssembly:
         for key, value in delta.items():
             if key == "tool_calls":
                 shown.extend(self._extend_call(call) for call in value or [])
-            elif isinstance(value, str) and key != "role":
-                self._message[key] = (self._message.get(key) or "") + value
-                if key in ("content", "refusal") and value:
-                    shown.append(TextDelta(text=value))
-                elif key in ("reasoning_content", "reasoning") and value:
-                    shown.append(ReasoningDelta(text=value))
-            elif isinstance(value, list):
-                self._message[key] = [*(self._message.get(key) or []), *value]
-            elif value is not None:
-                self._message[key] = value
+            elif key in ("content", "refusal") and value and isinstance(value, str):
+                shown.append(TextDelta(text=value))
+            elif key in ("reasoning_content", "reasoning") and value and isinstance(value, str):
+                shown.append(ReasoningDelta(text=value))
+        _merge(self._message, delta, but=("tool_calls",))
         return shown
 
     def _extend_call(self, piece: Item) -> Delta:
         calls: list[Item] = self._message.setdefault("tool_calls", [])
         index = self._position(calls, piece)
         if index == len(calls):
-            calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call = calls[index]
-        function = piece.get("function") or {}
-        call["id"] = piece.get("id") or call["id"]
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
-        return ToolArgsDelta(
-            index=index, text=function.get("arguments") or "", name=function.get("name") or None
-        )
+            is_custom = piece.get("type") == "custom" or "custom" in piece
+            calls.append(
+                {"id": "", "type": "custom", "custom": {"name": "", "input": ""}}
+                if is_custom
+                else {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            )
+        _merge(calls[index], piece, but=("index",))
+        told = piece.get("function") or piece.get("custom") or {}
+        text = told.get("arguments") or told.get("input")
+        text = text if isinstance(text, str) else ""  # some gateways send the object itself
+        return ToolArgsDelta(index=index, text=text, name=told.get("name") or None)
 
     @staticmethod
     def _position(calls: list[Item], piece: Item) -> int:
@@ -120,3 +120,24 @@ class ChatAssembly:
         if isinstance(index, int) or id or not calls:
             return len(calls)
         return len(calls) - 1
+
+
+_NEVER_IN_PIECES = ("id", "type", "role", "finish_reason")
+
+
+def _merge(whole: Item, piece: Item, *, but: tuple[str, ...] = ()) -> None:
+    """Take a piece of an object in, what nobody knows yet too: texts and lists are told in parts."""
+    for key, value in piece.items():
+        known = whole.get(key)
+        if key in but or value is None:
+            continue
+        if isinstance(known, dict) and isinstance(value, dict):
+            _merge(known, value)
+        elif _are_pieces(known, value) and key not in _NEVER_IN_PIECES:
+            whole[key] = known + value
+        elif value != "" or known is None:
+            whole[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _are_pieces(known: Any, value: Any) -> bool:
+    return isinstance(known, str | list) and type(known) is type(value)

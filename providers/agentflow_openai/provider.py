@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from agentflow.errors import ConfigurationError, ProviderError
 from agentflow.models.conversation import check_conversation
 from agentflow.providers import (
+    BackgroundModel,
     Capabilities,
     Failure,
     Item,
+    Latency,
     Message,
     ModelRequest,
     ModelResponse,
@@ -21,14 +23,18 @@ from agentflow.providers import (
     Usage,
 )
 from agentflow_openai import chat, content, responses
+from agentflow_openai.batches import Batched
 from agentflow_openai.client import Account, answer_failure, classify
 from agentflow_openai.events import ChatAssembly, ResponseAssembly, events_in
+from agentflow_openai.windows import Windowed
 
 if TYPE_CHECKING:
     from httpx2 import Response
     from openai import AsyncOpenAI, AsyncStream
+    from openai._legacy_response import LegacyAPIResponse
 
 _STILL_AT_WORK = ("queued", "in_progress")
+BACKGROUND: Item = {"background": True, "store": True}
 
 
 class _OpenAI:
@@ -54,18 +60,19 @@ class _OpenAI:
         check_conversation(request.messages)
         if request.settings.latency is not None:
             raise ConfigurationError(
-                f"{self.provider}:{self.model} knows no latency={request.settings.latency!r}"
+                f"{self.provider}:{self.model} is asked at once here: latency={request.settings.latency!r} is for "
+                "what it is given to do later, by deferred()"
             )
 
     def _answer(self, raw: Item) -> RawAnswer:
         return RawAnswer(provider=self.provider, model=self.model, raw=raw, provider_id=raw.get("id") or None)
 
     def _failed(self, error: object, otherwise: str) -> ProviderError:
-        told: Item = error if isinstance(error, dict) else {}
-        code = told.get("code")
+        told: Item = error if isinstance(error, dict) else {"message": error}
+        code = told.get("code") or (told.get("type") if told.get("type") != "error" else None)
         return answer_failure(
-            told.get("message") or otherwise,
-            str(code) if code is not None else None,
+            str(told.get("message") or otherwise),
+            str(code) if code else None,
             provider=self.provider,
             model=self.model,
         ).error
@@ -86,7 +93,13 @@ class OpenAIResponses(_OpenAI):
 
     provider = responses.PROVIDER
     capabilities = Capabilities(
-        json_schema=True, tools=True, streaming=True, images=True, files=True, background=True
+        json_schema=True,
+        tools=True,
+        streaming=True,
+        images=True,
+        files=True,
+        background=True,
+        latencies=("batch", "2h", "8h"),
     )
 
     def __init__(
@@ -103,12 +116,7 @@ class OpenAIResponses(_OpenAI):
         return self._whole(await self._create(self._body(request)))
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
-        body = self._body(request)
-        model = body.pop("model")
-        events = await (await self._account.client()).responses.create(
-            model=model, stream=True, extra_body=body
-        )
-        async for event in self._read(events):
+        async for event in self._read(await self._open(self._body(request))):
             yield event
 
     def parse(self, raw: dict[str, Any]) -> ModelResponse:
@@ -121,12 +129,29 @@ class OpenAIResponses(_OpenAI):
         self, request: ModelRequest, *, metadata: Mapping[str, str], stream: bool = False
     ) -> Submitted:
         """Have OpenAI work on it without us, and keep the answer to be polled, or with `stream` to be resumed."""
-        more = {"background": True, "store": True}
-        with self._account.not_refusing(*more):
+        with self._account.not_refusing(*BACKGROUND):
             if stream:
-                raw = await self._begin(self._body(request, more, metadata))
+                raw = await self._begin(self._body(request, BACKGROUND, metadata))
             else:
-                raw = await self._create(self._body(request, more, metadata))
+                raw = await self._create(self._body(request, BACKGROUND, metadata))
+        return self._submitted(raw)
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model for half the price within a day (`"batch"`), or in one of OpenAI's completion windows."""
+        if latency == "batch":
+            return Batched(
+                self, self._account, endpoint="/v1/responses", body_of=self._body, answer_of=self._whole
+            )
+        return Windowed(self, latency, submit=self._submit_for_window)
+
+    async def _submit_for_window(
+        self, request: ModelRequest, window: Latency, metadata: Mapping[str, str]
+    ) -> Submitted:
+        more = {**BACKGROUND, "background_options": {"completion_window": window}}
+        with self._account.taking(f"latency={window!r}", refused_by=(*more, "completion_window")):
+            return self._submitted(await self._create(self._body(request, more, metadata)))
+
+    def _submitted(self, raw: Item) -> Submitted:
         answer = None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
         return Submitted(provider_id=raw["id"], raw=raw, answer=answer)
 
@@ -136,12 +161,12 @@ class OpenAIResponses(_OpenAI):
         return None if raw.get("status") in _STILL_AT_WORK else self._whole(raw)
 
     async def resume(self, provider_id: str, *, after: int | None = None) -> AsyncIterator[StreamEvent]:
-        client = await self._account.client()
+        responses_raw = (await self._account.client()).responses.with_raw_response
         if after is None:
-            events = await client.responses.retrieve(provider_id, stream=True)
+            reply = await responses_raw.retrieve(provider_id, stream=True)
         else:
-            events = await client.responses.retrieve(provider_id, stream=True, starting_after=after)
-        async for event in self._read(events):
+            reply = await responses_raw.retrieve(provider_id, stream=True, starting_after=after)
+        async for event in self._read(_untyped(reply)):
             yield event
 
     async def cancel(self, provider_id: str) -> None:
@@ -149,21 +174,22 @@ class OpenAIResponses(_OpenAI):
 
     async def _begin(self, body: Item) -> Item:
         """The job as it is when its stream begins: only a job that was begun as a stream has one to be resumed."""
-        model = body.pop("model")
-        events = await (await self._account.client()).responses.create(
-            model=model, stream=True, extra_body=body
-        )
+        events = await self._open(body)
         assembly = ResponseAssembly()
         async with events:
             if _is_json(events):
                 return _json(json.loads(await events.response.aread()))
-            async for event in events:
-                told = event.to_dict(mode="json", warnings=False)
+            async for told in _told_by(events):
                 begun = told.get("response")
                 if isinstance(begun, dict) and begun.get("id") and begun.get("background"):
                     return begun
                 assembly.add(told)  # a server that knows no background answers at once
         return self._end_of(assembly)
+
+    async def _open(self, body: Item) -> AsyncStream[object]:
+        model = body.pop("model")
+        raw = (await self._account.client()).responses.with_raw_response
+        return _untyped(await raw.create(model=model, stream=True, extra_body=body))
 
     async def _create(self, body: Item) -> Item:
         model = body.pop("model")
@@ -183,14 +209,14 @@ class OpenAIResponses(_OpenAI):
         self._check(request)
         return _with_metadata(responses.request_body(request, model=self.model) | (more or {}), metadata)
 
-    async def _read(self, events: AsyncStream[Any]) -> AsyncIterator[StreamEvent]:
+    async def _read(self, events: AsyncStream[object]) -> AsyncIterator[StreamEvent]:
         assembly = ResponseAssembly()
         async with events:
             if _is_json(events):
                 yield self._whole(_json(json.loads(await events.response.aread())))
                 return
-            async for event in events:
-                delta = assembly.add(event.to_dict(mode="json", warnings=False))
+            async for told in _told_by(events):
+                delta = assembly.add(told)
                 if delta is not None:
                     yield delta
         yield self._whole(self._end_of(assembly))
@@ -247,6 +273,7 @@ class OpenAIChat(_OpenAI):
             images=True,
             files=True,
             lookup=True,
+            latencies=("batch",),
         )
 
     async def request(self, request: ModelRequest) -> RawAnswer:
@@ -259,16 +286,15 @@ class OpenAIChat(_OpenAI):
     async def _streamed(self, body: Item) -> AsyncIterator[StreamEvent]:
         body = {"stream_options": {"include_usage": True}, **body}
         required = {key: body.pop(key) for key in ("model", "messages")}
-        chunks = await (await self._account.client()).chat.completions.create(
-            **required, stream=True, extra_body=body
-        )
+        raw = (await self._account.client()).chat.completions.with_raw_response
+        chunks = _untyped(await raw.create(**required, stream=True, extra_body=body))
         assembly = ChatAssembly()
         async with chunks:
             if _is_json(chunks):
                 yield self._with_choices(_json(json.loads(await chunks.response.aread())))
                 return
-            async for chunk in chunks:
-                for delta in assembly.add(chunk.to_dict(mode="json", warnings=False)):
+            async for chunk in _told_by(chunks):
+                for delta in assembly.add(chunk):
                     yield delta
         yield self._end_of(assembly)
 
@@ -277,6 +303,16 @@ class OpenAIChat(_OpenAI):
 
     def check_content(self, messages: Sequence[Message]) -> None:
         content.check_chat(messages)
+
+    def deferred(self, latency: Latency) -> BackgroundModel:
+        """The same model for half the price within a day: `latency` is `"batch"`."""
+        return Batched(
+            self,
+            self._account,
+            endpoint="/v1/chat/completions",
+            body_of=self._body,
+            answer_of=self._with_choices,
+        )
 
     async def request_stored(self, request: ModelRequest, *, metadata: Mapping[str, str]) -> RawAnswer:
         """Ask, and have OpenAI keep the completion under this metadata."""
@@ -322,12 +358,13 @@ class OpenAIChat(_OpenAI):
         return self._with_choices(_json(reply.http_response.json()))
 
     def _end_of(self, assembly: ChatAssembly) -> RawAnswer:
-        if not assembly.is_complete:
-            raise self._failed(None, "the stream ended before the completion did")
+        error = assembly.completion.get("error")
+        if error or not assembly.is_complete:
+            raise self._failed(error, "the stream ended before the completion did")
         return self._answer(assembly.completion)
 
     def _with_choices(self, raw: Item) -> RawAnswer:
-        if not raw.get("choices"):  # some gateways tell an error with status 200
+        if raw.get("error") or not raw.get("choices"):  # some gateways tell an error with status 200
             raise self._failed(raw.get("error"), "an answer without a choice")
         return self._answer(raw)
 
@@ -337,10 +374,23 @@ def _with_metadata(body: Item, metadata: Mapping[str, str] | None) -> Item:
     return body if metadata is None else {**body, "metadata": {**(body.get("metadata") or {}), **metadata}}
 
 
+def _untyped(reply: LegacyAPIResponse[Any]) -> AsyncStream[object]:
+    """The events as they came: the SDK's typed ones are not always written again the same."""
+    from openai import AsyncStream
+
+    return reply.parse(to=AsyncStream[object])
+
+
+async def _told_by(events: AsyncStream[object]) -> AsyncIterator[Item]:
+    async for event in events:
+        if isinstance(event, dict):
+            yield event
+
+
 # Gateways answer as they can: one that knows no streams sends JSON, one that knows nothing else a stream.
 
 
-def _is_json(events: AsyncStream[Any]) -> bool:
+def _is_json(events: AsyncStream[object]) -> bool:
     return "application/json" in events.response.headers.get("content-type", "")
 
 

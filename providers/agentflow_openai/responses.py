@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from agentflow.providers import (
     FinishReason,
@@ -125,7 +124,7 @@ def _input(messages: Sequence[Message]) -> list[Item]:
 def _items(message: Message) -> list[Item]:
     own = items_to_send_back(message, PROVIDER, _parts)
     if own is not None:
-        return own
+        return _as_taken_back(own)
     if message.role == "user":
         return [{"role": "user", "content": response_content(message.user_parts)}]
     return [item for part in message.parts for item in _item(part)]
@@ -151,14 +150,18 @@ def _result(part: ToolResult) -> str | list[Item]:
 
 
 def _carried(raw: Item) -> list[Item]:
-    """The output items that may go back: reasoning that is neither stored nor encrypted may not.
+    """The output items that may go back: reasoning that is neither stored nor encrypted (nor told) may not.
 
     Where such an item stays behind, the others lose their ids, or they would be missed without it.
     """
     items: list[Item] = raw.get("output") or []
     if raw.get("store") is True:
         return items
-    kept = [item for item in items if item.get("type") != "reasoning" or item.get("encrypted_content")]
+    kept = [
+        item
+        for item in items
+        if item.get("type") != "reasoning" or item.get("encrypted_content") or item.get("content")
+    ]
     if len(kept) == len(items):
         return items
     return [{key: value for key, value in item.items() if key != "id"} for item in kept]
@@ -172,8 +175,7 @@ def _parts(items: Sequence[Item]) -> list[Part]:
             case "message":
                 # A refusal is what the model said, too.
                 parts.extend(
-                    TextPart(text=block.get("text") or block.get("refusal") or "")
-                    for block in item.get("content") or []
+                    TextPart(text=block.get("text") or block.get("refusal") or "") for block in _blocks(item)
                 )
             case "reasoning":
                 summary = item.get("summary") or item.get("content") or []
@@ -186,6 +188,20 @@ def _parts(items: Sequence[Item]) -> list[Part]:
     return parts
 
 
+def _blocks(item: Item) -> list[Item]:
+    """The content of a message, which some servers tell as mere text."""
+    content = item.get("content") or []
+    return [{"type": "output_text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_taken_back(items: list[Item]) -> list[Item]:
+    """The items without what they tell and refuse: `created_by`, and reasoning that led to nothing (it was cut)."""
+    kept = [{key: value for key, value in item.items() if key != "created_by"} for item in items]
+    while kept and kept[-1].get("type") == "reasoning":
+        kept.pop()
+    return kept
+
+
 def _is_function_call(item: Item) -> bool:
     return item.get("type") == "function_call"
 
@@ -194,10 +210,8 @@ def _finish_reason(raw: Item, has_calls: bool) -> FinishReason:
     if raw.get("status") == "incomplete":
         reason = (raw.get("incomplete_details") or {}).get("reason")
         return "content_filter" if reason == "content_filter" else "length"
-    blocks: list[dict[str, Any]] = [
-        block for item in raw.get("output") or [] for block in item.get("content") or []
-    ]
-    if any(block.get("type") == "refusal" for block in blocks):
+    said = [item for item in raw.get("output") or [] if item.get("type") == "message"]
+    if any(block.get("type") == "refusal" for item in said for block in _blocks(item)):
         return "refusal"
     return "tool_calls" if has_calls else "stop"
 

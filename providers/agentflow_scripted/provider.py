@@ -14,6 +14,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Scripted(FunctionModel):
     """
 
     provider = "scripted"
+    # A provider that is named, not a stand-in: what it cannot do is told, as of any other.
+    capabilities = replace(FunctionModel.capabilities, latencies=())
 
     def __init__(
         self,

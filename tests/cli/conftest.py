@@ -29,9 +29,11 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from agentflow import App, Context, Step
 from agentflow.agents import Agent, tool
 from agentflow.errors import StepError
+from agentflow.flow import Budget
 from agentflow.models.function import FunctionModel
 
-app = App("shop", database_url="sqlite:///shop.db")
+talk = Budget("talk", cost_usd="2.5", tokens=100_000, agent="talker", key="data.prompt")
+app = App("shop", database_url="sqlite:///shop.db", budgets=[talk])
 
 
 class Order(BaseModel):

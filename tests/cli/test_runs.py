@@ -214,6 +214,24 @@ def test_usage_adds_up_what_models_used(project: Project, by: str) -> None:
     assert "unknown" in project.run("usage", "--by", by).stdout  # this model has no price
 
 
+def test_usage_shows_how_budgets_stand(project: Project) -> None:
+    assert "no budget was used" in project.run("usage", "--budgets").stderr
+    project.start("agents/talker", '{"prompt": "talk"}')
+    [row] = [line.split("\t") for line in project.run("usage", "--budgets").stdout.splitlines()[1:]]
+    [told] = json.loads(project.run("usage", "--budgets", "--json").stdout)["data"]
+    assert row[:3] == ["talk", '"talk"', "$2.5, 100000 tokens"]
+    assert row[3:] == [f"$0, {told['spent_tokens']} tokens", "$0, 0 tokens", "never"]
+    assert (told["cost_usd"], told["spent_usd"], told["ends_at"]) == ("2.5", "0", None)
+    assert told["spent_tokens"] > 0
+    assert project.run("usage", "--budgets", "--since", "1d").exit_code == 2
+
+
+def test_usage_is_told_of_each_run(project: Project) -> None:
+    run_id = project.start("agents/talker", '{"prompt": "talk"}')
+    [line] = json.loads(project.run("usage", "--by", "run", "--json").stdout)["data"]
+    assert (line["run"], line["calls"]) == (run_id, 1)
+
+
 def test_the_scripted_model_costs_nothing_and_does_not_hide_what_is_unknown(project: Project) -> None:
     project.start("agents/talker", '{"prompt": "talk"}')
     alone = project.run("usage").stdout.splitlines()[1].split("\t")

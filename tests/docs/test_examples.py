@@ -13,10 +13,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from agentflow import Approve
+from agentflow import Approve, ModelRequest
 from agentflow.auth import Principal
 from agentflow.errors import NotPermitted
-from agentflow.testing import block_models, harness
+from agentflow.models.clients import close_clients
+from agentflow.testing import HttpError, Job, block_models, fake_provider, harness
 from tests.docs.pages import ROOT
 from tests.http.servers import Server, read_events
 
@@ -97,6 +98,43 @@ async def test_a_digest_begins_every_morning(sqlite_url: str, monkeypatch: pytes
         await h.advance("3d")
         assert len((await example.app.runs.list(function="morning-digest")).data) == 3
     assert days == ["08:00"] * 3
+
+
+def test_letters_are_labelled_and_reported(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    told = ["3 letters: 1 complaint, 1 praise, 1 question", "today: ana"]
+    assert run("overnight_batch.py") == told
+    [report] = (tmp_path / "reports").iterdir()
+    assert report.read_text().splitlines() == told
+
+
+async def test_each_letter_is_one_batch_whatever_dies_at_night(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import examples.agents.overnight_batch as example
+
+    def reply(request: ModelRequest) -> object:
+        if request.prompt == "letter 7":
+            return HttpError(400)
+        return Job({"topic": "praise", "urgent": request.prompt == "letter 3"}, queued=9)
+
+    for number in range(12):
+        (tmp_path / f"l{number}.txt").write_text(f"letter {number}")
+    monkeypatch.setattr(example, "MODEL", "anthropic:claude-sonnet-4-5")
+    monkeypatch.setattr(example, "LETTERS", tmp_path)
+    monkeypatch.setattr(example, "REPORTS", tmp_path / "reports")
+    async with fake_provider(reply) as provider, harness(example.app, database_url=sqlite_url) as h:
+        for name, value in provider.environment().items():
+            monkeypatch.setenv(name, value)
+        run = await h.start(example.overnight, example.CronTick(nominal_at=h.now()))
+        await h.advance("10m")
+        await h.crash()
+        await h.restart()
+        await h.advance("8h")
+        assert await run.status() == "sleeping"
+        await h.advance("1h")
+        assert await run.result(5) == "12 letters: 11 praise\ntoday: l3\nnot labelled: l7"
+        assert provider.generations == len(provider.batches.batches) == 11
+        await close_clients()
 
 
 def test_two_moderators_take_a_post_down(run: Callable[..., list[str]]) -> None:

@@ -181,16 +181,29 @@ def test_flow_control_md_has_every_setting_and_value_with_its_fields() -> None:
     taken = inspect.signature(App.function).parameters
     for name, told in rows.items():
         assert name in taken
-        found = re.search(r"`(\w+)\((.*?)\)`", told)
-        if found is not None:
-            fields = inspect.signature(getattr(flow, found[1])).parameters.values()
-            shown = [
-                field.name
-                if field.default is field.empty
-                else f"{field.name}={field.default!r}".replace("'", '"')
-                for field in fields
-            ]
-            assert found[2] == ", ".join(shown), name
+        check_fields(told, name)
+
+
+def test_flow_control_md_has_the_settings_for_model_calls_with_their_fields() -> None:
+    rows = {row[0].strip("[`").partition("`")[0]: row[1] for row in table_rows(REFERENCE) if row[0][0] == "["}
+    assert list(rows) == ["model_limits", "budgets"]
+    for name, told in rows.items():
+        assert name in inspect.signature(App).parameters
+        assert check_fields(told, name)
+
+
+def check_fields(told: str, name: str) -> bool:
+    """Compare `Value(field, other=default)` with what it takes; False where the cell names no value."""
+    found = re.search(r"`(\w+)\((.*?)\)`", told)
+    if found is None:
+        return False
+    fields = inspect.signature(getattr(flow, found[1])).parameters.values()
+    shown = [
+        field.name if field.default is field.empty else f"{field.name}={field.default!r}".replace("'", '"')
+        for field in fields
+    ]
+    assert found[2].replace(", *,", ",") == ", ".join(shown), name
+    return True
 
 
 def test_what_flow_control_md_says_cannot_be_combined_cannot() -> None:

@@ -422,6 +422,11 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
     )
 
 
+async def test_a_budget_of_two_dollars_a_day_gives_the_third_answer_tomorrow() -> None:
+    page = load("how-to/budgets.md")
+    assert await page.ask_thrice() == ["completed", "completed", "sleeping", "answer 2"]
+
+
 async def test_an_agent_uses_the_tools_of_an_mcp_server() -> None:
     page = load("how-to/mcp.md")
     # The page's own program would have to be downloaded.

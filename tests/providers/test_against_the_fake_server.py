@@ -200,7 +200,7 @@ async def test_an_output_that_does_not_validate_can_be_asked_for_again(
 async def test_the_cost_of_an_answer_is_stored_with_it(model: Model, server: FakeProvider) -> None:
     server.add("Hello")
 
-    answer = priced(model, await ask(model, "Hi"))
+    answer, _ = priced(model, await ask(model, "Hi"))
 
     assert answer.cost is not None
     assert answer.cost > 0
@@ -310,7 +310,7 @@ async def test_an_unanswered_call_is_refused_before_the_request(model: Model, se
     assert server.requests == []
 
 
-async def test_a_latency_nobody_offers_is_a_configuration_error(model: Model, server: FakeProvider) -> None:
+async def test_what_is_asked_at_once_takes_no_latency(model: Model, server: FakeProvider) -> None:
     with pytest.raises(ConfigurationError, match="batch"):
         await ask(model, "Hi", settings=ModelSettings(latency="batch"))
 

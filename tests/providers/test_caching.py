@@ -171,8 +171,10 @@ CLAUDE = (
 
 async def test_a_recorded_read_and_write_cost_what_anthropic_says(recording: Callable[[str], Any]) -> None:
     async with recording("anthropic/prompt_cache").model(CLAUDE) as model:
-        read = priced(model, await model.request(asking()))
-        written = priced(model, await model.request(asking()))
+        read, _ = priced(model, await model.request(asking()))
+        written, counted = priced(model, await model.request(asking()))
+    assert counted is not None
+    assert (counted.cached_tokens, counted.cache_write_tokens) == (1_111, 418)
     # 3 in, 1111 read, 406 out
     assert read.cost == Decimal("0.0064323")
     # 3 in, 1111 read, 418 written, 33 out
@@ -187,8 +189,8 @@ async def test_what_is_kept_for_an_hour_costs_more_to_write(
     usage = Usage(input_tokens=1_600, cached_tokens=500, cache_write_tokens=1_000, output_tokens=10)
     server.add(ModelResponse(text="Hello", usage=usage))
     model = Anthropic(CLAUDE)
-    answer = priced(model, await model.request(asking(settings=ModelSettings(cache=lifetime))))
-    assert model.parse(answer.raw).usage == usage
+    answer, counted = priced(model, await model.request(asking(settings=ModelSettings(cache=lifetime))))
+    assert counted == usage
     assert answer.cost == (100 * 3 + 500 * Decimal("0.3") + 1_000 * price + 10 * 15) / 1_000_000
 
 

@@ -122,7 +122,7 @@ async def test_streaming_gives_the_text_in_pieces_and_the_same_answer() -> None:
 
 async def test_a_raw_answer_is_json_and_tells_all_again() -> None:
     model = ScriptedModel([ModelResponse(text="Hi", cost="0.25", usage=Usage(input_tokens=3))])  # type: ignore[arg-type]
-    stored = priced(model, await model.request(asking())).model_dump_json()
+    stored = priced(model, await model.request(asking()))[0].model_dump_json()
     response = read_answer(model, RawAnswer.model_validate_json(stored))
     assert (response.text, str(response.cost), response.usage.input_tokens) == ("Hi", "0.25", 3)
 

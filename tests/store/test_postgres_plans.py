@@ -14,20 +14,31 @@ import pytest
 
 from agentflow.store import postgres_connection, postgres_reclaim, postgres_vectors
 from agentflow.store import statements as sql
+from agentflow.store import statements_budgets as budget_sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.postgres_connection import connect
 from agentflow.store.postgres_schema import migrate
 from tests.store.support import World, make_store, with_worker
 
-OF_ALL = ("agentflow_run_owner", "agentflow_run_claim", "agentflow_run_blocked", "agentflow_approval_status")
-"""Indexes of what may be any number of rows."""
+OF_ALL = (
+    "agentflow_run_owner",
+    "agentflow_run_claim",
+    "agentflow_run_blocked",
+    "agentflow_approval_status",
+    "agentflow_budget_ends",
+    "Seq Scan on agentflow_budget",
+    "Seq Scan on agentflow_model_call",
+)
+"""Indexes of what may be any number of rows; and no index at all."""
 
 STATEMENTS: dict[str, str] = {
     "a step": postgres_vectors._COMMIT_STEP,
     "steps": postgres_vectors._COMMIT_STEPS,
     "an end": postgres_vectors._FINISH_RUN,
     "ends": postgres_vectors._FINISH_RUNS,
+    "a row of the ledger": postgres_vectors._WRITE_CALL,
+    "which runs are ours": postgres_vectors._OWNED,
     "a start": postgres_vectors._START_RUN,
     "starts": postgres_vectors._START_RUNS,
     "a signal": postgres_vectors._SEND_SIGNAL,
@@ -40,6 +51,9 @@ STATEMENTS: dict[str, str] = {
     "a run's approvals are closed": sql.CLOSE_APPROVALS.postgres.sql,
     "taken from its owner": worker_sql.TAKE_FROM_OWNER.postgres.sql,
     "runs begin": flow_sql.BEGIN_RUNS.postgres.sql,
+    "what a call counts for": budget_sql.READ_CHARGES.postgres.sql,
+    "a budget is read": budget_sql.READ_BUDGET.postgres.sql,
+    "a budget is moved": budget_sql.MOVE_BUDGET.postgres.sql,
 }
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
+from agentflow.models.ledger import CallState
 from agentflow.runs import RunStatus
 from agentflow.store.protocol import (
     Adopt,
+    AppendStream,
     Cancelled,
     CancelRun,
+    Chunk,
     CommitStep,
     Done,
     Fenced,
@@ -20,6 +24,7 @@ from agentflow.store.protocol import (
     HintKind,
     KeyConflict,
     MailChanged,
+    ModelCall,
     NobodyWaits,
     Release,
     RunKey,
@@ -28,6 +33,7 @@ from agentflow.store.protocol import (
     StartRun,
     Status,
     Suspend,
+    WriteModelCall,
 )
 from tests.store.support import APP, FUNCTION, World, a_run, a_step, a_wait, an_approval
 
@@ -277,6 +283,69 @@ async def test_many_lives_at_once_go_as_one_by_one(world: World) -> None:
         [step] = (await world.submit(Adopt(parent, 1, 2_000))).steps
         assert (step.key, step.ok, step.error) == ("call", False, '{"p":1}')
     assert sorted(run.key.run_id for run in await world.claim()) == ["kept", "queued"]
+
+
+async def test_what_many_runs_write_beside_their_steps_goes_as_one_by_one(world: World) -> None:
+    """Rows of the ledger and pieces of streams in one batch with steps and ends, of our runs and of others."""
+    keys = [await world.start() for _ in range(6)]
+    stale = keys[0]._replace(epoch=7)
+    called = [_a_call("ask", CallState.ATTEMPTED) for _ in keys]
+    ended = [
+        call._replace(state=CallState.DONE, billed="yes", ended_at=1_400, input_tokens=3) for call in called
+    ]
+    lost = _a_call("other", CallState.IN_DOUBT)
+    operations: list[Any] = []
+    operations += [WriteModelCall(key, call) for key, call in zip(keys, called, strict=True)]
+    operations += [AppendStream(key, (Chunk(1, "text.delta", "ask", 0, '"a"'),)) for key in keys]
+    operations += [
+        AppendStream(stale, (Chunk(9, "text.delta", "ask", 0, '"z"'),)),
+        WriteModelCall(stale, lost),
+    ]
+    operations += [CommitStep(key, a_step("ask", 2), lost) for key in keys[:1]]  # another row than its own
+    # The row that was written in this very batch: the end comes after it, in its turn.
+    operations += [
+        CommitStep(key, a_step("ask", 2), end) for key, end in zip(keys[1:], ended[1:], strict=True)
+    ]
+    operations += [AppendStream(key, (Chunk(3, "text.delta", "ask", 0, '"b"'),)) for key in keys]
+    operations += [Finish(key, Status.COMPLETED, "1", None, None, 2_000) for key in keys]
+    operations += [
+        AppendStream(keys[0], (Chunk(4, "text.delta", "ask", 0, '"c"'),)),
+        WriteModelCall(keys[0], lost),
+    ]
+    outcomes = await asyncio.gather(*map(world.submit, operations))
+    is_fenced = [isinstance(outcome, Fenced) for outcome in outcomes]
+    of_stale = range(2 * len(keys), 2 * len(keys) + 2)
+    assert [n for n, fenced in enumerate(is_fenced) if fenced] == [
+        *of_stale,
+        len(operations) - 2,
+        len(operations) - 1,
+    ]
+    assert {outcome for outcome, fenced in zip(outcomes, is_fenced, strict=True) if not fenced} == {Done()}
+    queries = world.store.queries
+    for key, end in zip(keys, ended, strict=True):
+        rows = {row.key: row for _, row in await queries.list_model_calls(run=key.run_id)}
+        assert rows == ({"ask": called[0], "other": lost} if key is keys[0] else {"ask": end})
+        told = [(item.seq, item.kind) for item in await queries.list_stream(key.run_id)]
+        assert told == [(1, "text.delta"), (2, "step.completed"), (3, "text.delta")]
+        assert Hint(HintKind.STREAM, key.run_id) in world.hints
+
+
+async def test_a_row_of_the_ledger_alone_is_fenced_too(world: World) -> None:
+    key = await world.start()
+    call = _a_call("ask", CallState.ATTEMPTED)
+    assert await world.submit(WriteModelCall(key, call)) == Done()
+    assert isinstance(
+        await world.submit(WriteModelCall(key._replace(epoch=7), _a_call("ask", "done"))), Fenced
+    )
+    assert isinstance(await world.submit(WriteModelCall(key._replace(run_id="none"), call)), Fenced)
+    [(run_id, row)] = await world.store.queries.list_model_calls(run=key.run_id)
+    assert (run_id, row) == (key.run_id, call)
+    await world.store.abandon_worker(world.worker)
+    assert isinstance(await world.submit(WriteModelCall(key, call)), Fenced)
+
+
+def _a_call(key: str, state: str) -> ModelCall:
+    return ModelCall(key, 0, "openai", "gpt", state, "possible", 1_200, "sha256:0")
 
 
 async def test_a_batch_of_finishes_closes_waits_and_requests(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from agentflow.errors import ConfigurationError
 from agentflow.events import Event
 from agentflow.flow import (
     Batch,
+    Budget,
     CancelOn,
     Concurrency,
     Debounce,
@@ -47,6 +49,8 @@ from agentflow.runs import ErrorInfo
         (Timeouts, {"finish": "1h"}),
         (ModelRateLimit, {"provider": "openai", "requests": 5}),
         (ModelRateLimit, {"provider": "openai", "tokens": 5, "period": "1h"}),
+        (Budget, {"name": "all", "tokens": 5, "agent": "support", "model": "openai:gpt-5-mini"}),
+        (Budget, {"name": "all", "cost_usd": Decimal("0.5"), "period": "1d", "key": "data.customer"}),
     ],
 )
 def test_a_sensible_value_is_kept_as_it_is(kind: Any, arguments: dict[str, Any]) -> None:
@@ -84,6 +88,20 @@ def test_a_sensible_value_is_kept_as_it_is(kind: Any, arguments: dict[str, Any])
         (ModelRateLimit, {"provider": "openai"}, "requests and tokens are both missing"),
         (ModelRateLimit, {"provider": "openai", "tokens": 0}, "tokens has to be at least 1"),
         (ModelRateLimit, {"provider": "", "tokens": 1}, "provider is not the name"),
+        (Budget, {"name": "a"}, "cost_usd and tokens are both missing"),
+        (Budget, {"name": "", "tokens": 1}, "name is not the name of a budget"),
+        (Budget, {"name": "a" * 201, "tokens": 1}, "name has more than 200 characters"),
+        (Budget, {"name": "a", "tokens": 0}, "tokens has to be at least 1"),
+        (Budget, {"name": "a", "cost_usd": 0}, "cost_usd has to be more than nothing"),
+        (Budget, {"name": "a", "cost_usd": "much"}, "cost_usd is not a number of US dollars"),
+        (Budget, {"name": "a", "cost_usd": True}, "cost_usd is not a number of US dollars"),
+        (Budget, {"name": "a", "cost_usd": float("nan")}, "cost_usd is not a number of US dollars"),
+        (Budget, {"name": "a", "cost_usd": 10**9}, "cost_usd has to be more than nothing, and at most"),
+        (Budget, {"name": "a", "tokens": 1, "period": "1y"}, "period is wrong"),
+        (Budget, {"name": "a", "tokens": 1, "model": "gpt-5-mini"}, "model names no provider"),
+        (Budget, {"name": "a", "tokens": 1, "agent": ""}, "agent is not the name of an agent"),
+        (Budget, {"name": "a", "tokens": 1, "key": 5}, "key is neither a dotted path"),
+        (Budget, {"name": "a", "tokens": 1, "answer_tokens": 0}, "answer_tokens has to be at least 1"),
     ],
 )
 def test_a_senseless_value_is_a_configuration_error_naming_the_field(
@@ -92,6 +110,11 @@ def test_a_senseless_value_is_a_configuration_error_naming_the_field(
     with pytest.raises(ConfigurationError, match=says) as refused:
         kind(**arguments)
     assert kind.__name__ in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [0.1, "0.1", Decimal("0.1")])
+def test_money_is_what_is_written(given: Any) -> None:
+    assert Budget("all", cost_usd=given).cost_usd == Decimal("0.1")
 
 
 def test_concurrency_may_be_a_number_one_value_or_two() -> None:

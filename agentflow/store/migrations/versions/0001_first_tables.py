@@ -101,9 +101,18 @@ def upgrade() -> None:
         "agentflow_budget",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("period_start", sa.BigInteger(), nullable=False),
-        sa.Column("used", sa.Text(), nullable=False),
+        sa.Column("ends_at", sa.BigInteger(), nullable=True),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=True),
+        sa.Column("cost_limit", sa.BigInteger(), nullable=True),
+        sa.Column("token_limit", sa.BigInteger(), nullable=True),
+        sa.Column("spent_cost", sa.BigInteger(), nullable=False),
+        sa.Column("spent_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("reserved_cost", sa.BigInteger(), nullable=False),
+        sa.Column("reserved_tokens", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("key", "period_start"),
     )
+    op.create_index("agentflow_budget_ends", "agentflow_budget", ["ends_at"], unique=False)
     op.create_table(
         "agentflow_effect_mark",
         sa.Column("run_id", sa.Text(), nullable=False),
@@ -201,6 +210,8 @@ def upgrade() -> None:
         sa.Column("cost", sa.Text(), nullable=True),
         sa.Column("price_version", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("charges", sa.Text(), nullable=True),
+        sa.Column("latency", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "key", "attempt"),
         sqlite_with_rowid=False,
     )
