@@ -10,6 +10,7 @@ import pytest
 
 from agentflow import Approve, Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
+from agentflow.models.clients import close_clients
 from agentflow.testing import HttpError, Job, ScriptedModel, fake_provider, harness
 from tests.docs.pages import ROOT, load
 
@@ -384,6 +385,24 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
     assert await page.ask_twice() == (
         "step 'ask' waits for its turn at scripted: 10 requests in 0:01:00 are the limit: yes, again"
     )
+
+
+async def test_what_may_come_later_is_a_batch_or_a_longer_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = load("how-to/model-batches.md")
+    async with (
+        fake_provider([Job("praise", queued=3), Job("read", queued=3)]) as server,
+        harness(page.app) as h,
+    ):
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        labelled = await h.start(page.label, "The best tea!")
+        read = await h.start(page.reader, "Read it.")
+        await h.advance("1h")
+        assert (await labelled.result(5), await read.result(5)) == ("praise", "read")
+        asked = {request.path: request.body for request in server.requests if request.method == "POST"}
+        await close_clients()
+    assert asked.keys() == {"/v1/messages/batches", "/v1/responses"}
+    assert asked["/v1/responses"]["background_options"] == {"completion_window": "8h"}
 
 
 async def test_an_agent_uses_the_tools_of_an_mcp_server() -> None:
