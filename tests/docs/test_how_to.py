@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from agentflow import Approve, Respond, RunStatus, ToolCall
+from agentflow import Approve, ModelRequest, Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
 from agentflow.models.clients import close_clients
 from agentflow.testing import HttpError, Job, ScriptedModel, fake_provider, harness
@@ -389,16 +389,16 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
 
 async def test_what_may_come_later_is_a_batch_or_a_longer_window(monkeypatch: pytest.MonkeyPatch) -> None:
     page = load("how-to/model-batches.md")
-    async with (
-        fake_provider([Job("praise", queued=3), Job("read", queued=3)]) as server,
-        harness(page.app) as h,
-    ):
+
+    def reply(request: ModelRequest) -> Job:
+        return Job(f"read: {request.prompt}", queued=3)
+
+    async with fake_provider(reply) as server, harness(page.app) as h:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        labelled = await h.start(page.label, "The best tea!")
-        read = await h.start(page.reader, "Read it.")
+        labelled, read = await h.start(page.label, "a letter"), await h.start(page.reader, "a book")
         await h.advance("1h")
-        assert (await labelled.result(5), await read.result(5)) == ("praise", "read")
+        assert (await labelled.result(5), await read.result(5)) == ("read: a letter", "read: a book")
         asked = {request.path: request.body for request in server.requests if request.method == "POST"}
         await close_clients()
     assert asked.keys() == {"/v1/messages/batches", "/v1/responses"}
