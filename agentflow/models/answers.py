@@ -24,9 +24,8 @@ def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> tu
         return answer, None
     try:
         cost = response.cost
-        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens. No table has a
-        # price for what has no API.
-        if cost is None and response.usage.total_tokens and not model.capabilities.offline:
+        # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens.
+        if cost is None and response.usage.total_tokens:
             cost = cost_of(
                 getattr(model, "priced_as", model.provider),
                 response.model or model.model,

@@ -253,6 +253,20 @@ async def test_a_batch_that_was_not_confirmed_is_looked_for_and_never_begun_agai
     assert batches_begun(provider) == 1
 
 
+async def test_a_batch_that_is_found_again_stands_in_the_ledger_as_submitted(
+    provider: FakeProvider, sqlite_url: str
+) -> None:
+    provider.add(Cut(Job("Found", queued=3), after=0))  # type: ignore[arg-type]  # a job is a reply of its own
+    app, ask = asking(CHAT)
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(ask, "Hi")
+        await h.idle()
+        assert await ledger(sqlite_url) == [("ask", 0, "submitted", "possible", "batch")]
+        await app.runs.cancel(run.id)
+        await h.idle()
+    assert cancelled(provider) == list(provider.batches.batches)
+
+
 @pytest.mark.parametrize(("database_url", "model"), PLACES, indirect=["database_url"])
 async def test_a_batch_that_is_not_found_is_put_before_a_person(
     provider: FakeProvider, database_url: str, model: str

@@ -16,6 +16,8 @@ from agentflow.settings import Settings
 from agentflow.step import Step
 from tests.crash.flow import write_line
 
+AT_ONCE = 3
+"""Calls of one worker: so many are lost with it, each with what was reserved for it."""
 BUDGET = Budget("everybody's", cost_usd="0.1")
 USAGE = Usage(input_tokens=1_000, output_tokens=100)
 COST = Decimal("0.0035")
@@ -39,7 +41,7 @@ async def main(url: str, log: str) -> None:
     app = make_app(url)
     # So that a call arrives when it begins: the first one of a process would wait a second for the SDK.
     await imported("openai", "openai.resources.chat.completions", "agentflow_openai")
-    async with app.running():
+    async with app.running(concurrency=AT_ONCE):
         write_line(log, f"started {os.getpid()}")
         await asyncio.Event().wait()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agentflow import App, Approve, Respond, RunStatus, ToolCall
+from agentflow import App, Approve, ModelRequest, Respond, RunStatus, ToolCall
 from agentflow.errors import NoWaiter, RunCancelled, RunFailed
+from agentflow.models.clients import close_clients
 from agentflow.testing import HttpError, Job, ScriptedModel, fake_provider, harness
 from tests.docs.pages import ROOT, load
 
@@ -425,6 +426,24 @@ async def test_ten_calls_a_minute_are_one_every_six_seconds() -> None:
 async def test_a_budget_of_two_dollars_a_day_gives_the_third_answer_tomorrow() -> None:
     page = load("how-to/budgets.md")
     assert await page.ask_thrice() == ["completed", "completed", "sleeping", "answer 2"]
+
+
+async def test_what_may_come_later_is_a_batch_or_a_longer_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = load("how-to/model-batches.md")
+
+    def reply(request: ModelRequest) -> Job:
+        return Job(f"read: {request.prompt}", queued=3)
+
+    async with fake_provider(reply) as server, harness(page.app) as h:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        labelled, read = await h.start(page.label, "a letter"), await h.start(page.reader, "a book")
+        await h.advance("1h")
+        assert (await labelled.result(5), await read.result(5)) == ("read: a letter", "read: a book")
+        asked = {request.path: request.body for request in server.requests if request.method == "POST"}
+        await close_clients()
+    assert asked.keys() == {"/v1/messages/batches", "/v1/responses"}
+    assert asked["/v1/responses"]["background_options"] == {"completion_window": "8h"}
 
 
 async def test_an_agent_uses_the_tools_of_an_mcp_server() -> None:

@@ -14,12 +14,14 @@ from agentflow_anthropic import mapping as anthropic
 from agentflow_openai import chat, responses
 
 from agentflow.models.answers import priced
+from agentflow.models.deferral import deferred
 from agentflow.models.pricing import cost_of
 from agentflow.providers import (
     Message,
     ModelRequest,
     ModelResponse,
     ModelSettings,
+    RawAnswer,
     TextPart,
     ToolCall,
     ToolResult,
@@ -192,6 +194,15 @@ async def test_what_is_kept_for_an_hour_costs_more_to_write(
     answer, counted = priced(model, await model.request(asking(settings=ModelSettings(cache=lifetime))))
     assert counted == usage
     assert answer.cost == (100 * 3 + 500 * Decimal("0.3") + 1_000 * price + 10 * 15) / 1_000_000
+
+
+def test_a_batch_prices_what_is_kept_for_an_hour_apart_too() -> None:
+    written = {"cache_creation_input_tokens": 1_000, "cache_creation": {"ephemeral_1h_input_tokens": 1_000}}
+    usage = {"input_tokens": 0, "output_tokens": 0, **written}
+    raw = {"id": "msg_1", "model": CLAUDE, "content": [], "stop_reason": "end_turn", "usage": usage}
+    model = deferred(Anthropic(CLAUDE), "batch")
+    answer, _ = priced(model, RawAnswer(provider="anthropic", model=CLAUDE, raw=raw), latency="batch")
+    assert answer.cost == Decimal(1_000) * 6 / 1_000_000 / 2
 
 
 def test_tokens_that_are_priced_apart_are_not_counted_twice() -> None:

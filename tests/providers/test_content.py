@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from agentflow.content import FilePart, ImagePart, TextPart
 from agentflow.errors import InvalidInput
 from agentflow.models.conversation import check_can_carry
+from agentflow.models.deferral import deferred
 from agentflow.providers import (
     Capabilities,
     Message,
@@ -197,6 +198,16 @@ def test_a_provider_that_says_nothing_of_images_is_not_given_any(part: Any, told
     with pytest.raises(InvalidInput, match=told):
         check_can_carry(model, [Message("user", ["Look", part])])
     check_can_carry(model, [Message("user", ["Look"])])
+
+
+@pytest.mark.parametrize(
+    ("ref", "part", "told"), [CANNOT[0], CANNOT[7], CANNOT[12]], ids=[ANTHROPIC, RESPONSES, CHAT]
+)
+def test_a_batch_carries_what_its_model_does(ref: str, part: Any, told: str) -> None:
+    model = deferred(resolve_model(ref), "batch")
+    check_can_carry(model, [Message("user", ["Look", IMAGE, FILE])])
+    with pytest.raises(InvalidInput, match=told):
+        check_can_carry(model, [Message("user", ["Look", part])])
 
 
 # --- over the wire --------------------------------------------------------------------------------
