@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agentflow.budgets import reservations
 from agentflow.crashpoints import point
 from agentflow.errors import BudgetExceeded, ConfigurationError, InvalidInput, ProviderError
-from agentflow.model_limits import estimate_tokens, model_turn
+from agentflow.model_limits import model_turn
 from agentflow.models.answers import priced
 from agentflow.models.conversation import check_can_carry
 from agentflow.models.ledger import CallState, state_after
@@ -113,8 +113,7 @@ class Asking:
         request = self._checked_request(model)
         row = await self._new_row(model, request, number)
         self._has_asked = False
-        tokens = estimate_tokens(request)
-        async with model_turn(self._attempt, model.provider, number=number, tokens=tokens) as turn:
+        async with model_turn(self._attempt, model.provider, number=number, request=request) as turn:
             answer = await self._send(model, row, unended, lambda: self._exchange(model, request, row))
             done, answer = self._done(row, model, answer)
             if done.input_tokens is not None and done.output_tokens is not None:

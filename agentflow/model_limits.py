@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from agentflow.errors import BudgetExceeded, ConfigurationError, ProviderError, RateLimited
@@ -38,19 +39,19 @@ class ModelTurn:
 
 @asynccontextmanager
 async def model_turn(
-    attempt: Attempt, provider: str, *, number: int, tokens: int
+    attempt: Attempt, provider: str, *, number: int, request: ModelRequest
 ) -> AsyncIterator[ModelTurn]:
-    """Make a request of `provider` in this block, as soon as the limits let it begin.
+    """Make the request of `provider` in this block, as soon as the limits let it begin.
 
-    `number` counts the step's requests and `tokens` is how many it may use; what it did use is `turn.used`. A
-    `ProviderError` that leaves the block gives the tokens back if nothing was billed, and a `RateLimited` that is worth
-    a retry slows every worker.
+    `number` counts the step's requests. What it may use is estimated, what it did use is `turn.used`. A `ProviderError`
+    that leaves the block gives the tokens back if nothing was billed, and a `RateLimited` that is worth a retry slows
+    every worker.
 
-        async with model_turn(attempt, "openai", number=0, tokens=estimate_tokens(request)) as turn:
+        async with model_turn(attempt, "openai", number=0, request=request) as turn:
             answer = await client.responses.create(...)
             turn.used = answer.usage.total_tokens
     """
-    await attempt.begin_model_call(provider, number=number, tokens=tokens)
+    await attempt.begin_model_call(provider, number=number, tokens=partial(estimate_tokens, request))
     turn = ModelTurn()
     try:
         yield turn

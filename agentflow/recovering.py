@@ -19,7 +19,7 @@ from agentflow.asking import Asking, R, in_words
 from agentflow.clock import to_datetime
 from agentflow.errors import ConfigurationError, InDoubt, ProviderError
 from agentflow.following import LATER, SECOND, SOON, Job, seconds_left
-from agentflow.model_limits import estimate_tokens, model_turn
+from agentflow.model_limits import model_turn
 from agentflow.models.deferral import deferred
 from agentflow.models.ledger import Billing, CallState, NextAct, act_on, state_after_crash
 from agentflow.models.memo import ModelMemo
@@ -268,9 +268,7 @@ class Recovering(Asking):
         async def submit() -> Submitted:
             return await model.submit(request, metadata=metadata, stream=stream)
 
-        async with model_turn(
-            self._attempt, model.provider, number=number, tokens=estimate_tokens(request)
-        ) as turn:
+        async with model_turn(self._attempt, model.provider, number=number, request=request) as turn:
             submitted = await self._send(model, row, unended, submit)
             answer = submitted.answer
             if answer is not None:

@@ -77,8 +77,9 @@ class Attempt(Protocol):
         """The value of a budget's key, by what started the run; else by what started the one that invoked it."""
         ...
 
-    async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:
-        """Take a turn at the provider for the step's request of that number; raises `NotYet`. See `model_turn`."""
+    async def begin_model_call(self, provider: str, *, number: int, tokens: Callable[[], int]) -> None:
+        """Take a turn at the provider for the step's request of that number, which may use so many tokens; raises
+        `NotYet`. See `model_turn`."""
         ...
 
     def settle_model_call(self, provider: str, *, number: int, used: int | None) -> None:

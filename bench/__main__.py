@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import check
+from bench import check, crowd
 from bench.contest import OURS, RAW, Contest
 from bench.databases import postgresql
 from bench.peers.installing import peers
@@ -27,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         within = check.memory() if arguments.check or arguments.keep else arguments.folder
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentflow-bench-", dir=within)))
+        if arguments.agents:
+            sizes = SIZES[arguments.size]
+            held_by = crowd.hold(
+                folder, agents=sizes["agents"], turns=sizes["turns"], rounds=arguments.rounds, show=print
+            )
+            asyncio.run(held_by)
+            return 0
         folder.chmod(0o711)  # PostgreSQL may run as another user, and its data is in there
         server = stack.enter_context(postgresql(folder)) if POSTGRESQL in arguments.databases else None
         sizes = SIZES["quick" if arguments.check or arguments.keep else arguments.size]
@@ -50,6 +57,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--peers",
         action="store_true",
         help="with DBOS, LangGraph and pydantic-ai, installed into .venv-peers",
+    )
+    parser.add_argument(
+        "--agents", action="store_true", help="1,000 agents at once, beside OpenAI's bare SDK"
     )
     parser.add_argument(
         "--check", action="store_true", help="fail when a ratio got worse by more than a third"

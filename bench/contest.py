@@ -91,15 +91,15 @@ class Contest:
 
     async def _measure(self, contestant: Contestant, database: str, workload: str) -> Figures:
         if workload == "load":
-            return await _run([contestant.python, "-c", LOAD.format(contestant.imports)])
+            return await figures_of([contestant.python, "-c", LOAD.format(contestant.imports)])
         async with empty_database(database, self.folder, self.server) as (folder, url):
             work = Work(
                 workload=workload, database=database, url=url, folder=str(folder), sizes=dict(self.sizes)
             )
             command = [contestant.python, "-m", contestant.module]
             if workload in TWO_PROCESSES and not contestant.is_raw:
-                await _run([*command, json.dumps({**asdict(work), "half": True})], kill_at=HALF_DONE)
-            return await _run([*command, json.dumps(asdict(work))])
+                await figures_of([*command, json.dumps({**asdict(work), "half": True})], kill_at=HALF_DONE)
+            return await figures_of([*command, json.dumps(asdict(work))])
 
 
 def median_of(results: Results, database: str, workload: str, name: str, figure: str) -> float | None:
@@ -109,7 +109,7 @@ def median_of(results: Results, database: str, workload: str, name: str, figure:
     )
 
 
-async def _run(command: Sequence[str | Path], *, kill_at: str | None = None) -> Figures:
+async def figures_of(command: Sequence[str | Path], *, kill_at: str | None = None) -> Figures:
     """The last line of the process, or nothing when it is to be killed at a line."""
     process = await asyncio.create_subprocess_exec(
         *command,

@@ -31,6 +31,7 @@ FULL: Mapping[str, int] = MappingProxyType(
         "recovered": 200,
         "turns": 5,
         "agent_runs": 100,
+        "agents": 1000,
     }
 )
 QUICK: Mapping[str, int] = MappingProxyType(
@@ -45,6 +46,7 @@ QUICK: Mapping[str, int] = MappingProxyType(
         "parked_many": 200,
         "recovered": 50,
         "agent_runs": 40,
+        "agents": 200,
     }
 )
 SMALLEST: Mapping[str, int] = MappingProxyType(

@@ -126,7 +126,7 @@ class BodyAttempt:
     async def budget_value(self, key: Key) -> str:
         return await self._runner.origins.find(key)
 
-    async def begin_model_call(self, provider: str, *, number: int, tokens: int) -> None:
+    async def begin_model_call(self, provider: str, *, number: int, tokens: Callable[[], int]) -> None:
         host = self._runner.host
         limit = host.model_limits.get(provider)
         if limit is None:
@@ -138,7 +138,7 @@ class BodyAttempt:
                 requests=limit.requests,
                 tokens=limit.tokens,
                 period=to_micros(limit.period),
-                needs=tokens,
+                needs=tokens(),
                 spread=host.rng.randrange(1000),
                 now=self._runner.now(),
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import check
+from bench import check, crowd
 from bench.__main__ import held
 from bench.contest import OURS, RAW, Contest
 from bench.plan import PROCESS, ROWS, SIZES, STRICT, rows_on
@@ -52,6 +52,20 @@ async def test_the_suite_measures_a_run_on_postgresql(tmp_path: Path, postgres_a
     assert told == []
     assert {name for _, _, name in results} == {"raw", "agentflow"}
     assert all(figures["step"] > 0 for rounds in results.values() for figures in rounds)
+
+
+@pytest.mark.timeout(120)
+async def test_a_crowd_of_agents_is_held_against_the_bare_sdk(tmp_path: Path) -> None:
+    said: list[str] = []
+    best = await crowd.hold(tmp_path, agents=3, turns=2, rounds=1, show=said.append)
+    assert set(best) == {"bare", "durable", "function"}
+    # Two turns, each of which waits for the model once.
+    assert all(figures["seconds"] > 0.4 and figures["memory"] > 10 for figures in best.values())
+    assert [line.split()[:2] for line in said[2:]] == [
+        ["the", "same"],
+        ["agentflow,", "over"],
+        ["agentflow,", "the"],
+    ]
 
 
 def test_a_table_shows_what_is_faster_and_by_how_much() -> None:
