@@ -11,24 +11,32 @@ from bench.plan import TITLES, Row, rows_on
 def table(
     results: Results, database: str, contestants: Sequence[Contestant], sizes: Mapping[str, int]
 ) -> list[str]:
-    """Lines of text; a dash where a contestant has no such figure."""
+    """Lines of text; a dash where a contestant has no such figure. Who does only a few rows has no column, but a line
+    for each."""
     peers = [
-        contestant
-        for contestant in contestants
-        if contestant.is_peer and any(contestant.does(row.workload, database) for row in rows_on(database))
+        contestant for contestant in contestants if contestant.is_peer and _does_any(contestant, database)
     ]
+    columns = [peer for peer in peers if peer.workloads is None]
     heading = f"{'':<40}{RAW.name:>10}{OURS.name:>11}{'x raw':>8}"
-    heading += "".join(f"{peer.name:>13}{'x raw':>8}{'x ours':>8}" for peer in peers)
-    lines = [TITLES[database], heading]
+    heading += "".join(f"{peer.name:>11}{'x raw':>8}{'x ours':>8}" for peer in columns)
+    lines, asides = [TITLES[database], heading], []
     for row in rows_on(database):
         raw = _figure(results, database, row, RAW)
         ours = _figure(results, database, row, OURS)
-        line = f"{_title(row, sizes):<40}{_shown(row, raw):>10}{_shown(row, ours):>11}{_times(ours, raw):>8}"
+        title = _title(row, sizes)
+        line = f"{title:<40}{_shown(row, raw):>10}{_shown(row, ours):>11}{_times(ours, raw):>8}"
         for peer in peers:
             theirs = _figure(results, database, row, peer)
-            line += f"{_shown(row, theirs):>13}{_times(theirs, raw):>8}{_times(theirs, ours):>8}"
+            if peer in columns:
+                line += f"{_shown(row, theirs):>11}{_times(theirs, raw):>8}{_times(theirs, ours):>8}"
+            elif theirs is not None:
+                asides.append(f"{title}: {peer.name} {_shown(row, theirs)}, {_times(theirs, ours)} x ours")
         lines.append(line.rstrip())
-    return lines
+    return lines + asides
+
+
+def _does_any(contestant: Contestant, database: str) -> bool:
+    return any(contestant.does(row.workload, database) for row in rows_on(database))
 
 
 def _figure(results: Results, database: str, row: Row, contestant: Contestant) -> float | None:

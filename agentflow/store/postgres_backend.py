@@ -26,6 +26,7 @@ from agentflow.store.postgres_session import Session, end_session
 from agentflow.store.postgres_vectors import (
     FENCE,
     Lease,
+    commit_answer,
     commit_step,
     commit_steps,
     finish_run,
@@ -85,7 +86,10 @@ class PostgresBackend:
         strict = any(is_strict(operation, by_default=self._strict) for operation in operations)
         plan = Plan.of(operations)
         hints: list[Hint] = []
-        if (plan.is_one_kind(operations) or _is_one_statement(operations)) and strict == self._strict:
+        is_at_once = (
+            plan.is_one_kind(operations) or _is_one_statement(operations) or _is_an_answer(operations)
+        )
+        if is_at_once and strict == self._strict:
             try:
                 outcomes, hints = await self._commit_at_once(operations, plan)
             except BaseException as error:
@@ -110,6 +114,9 @@ class PostgresBackend:
         outcomes: list[Any] = [None] * len(operations)
         connection, leases, is_alone = self._connection, self._leases, len(operations) == 1
         match operations[0]:
+            case _ if _is_an_answer(operations):
+                done = await commit_answer(connection, tx, operations, leases)
+                outcomes = [done] * len(operations)
             case p.CommitStep() as step if is_alone:
                 outcomes[0] = await commit_step(connection, step, leases)
             case p.CommitStep():
@@ -167,6 +174,14 @@ def _is_one_statement(operations: Sequence[Any]) -> bool:
     if isinstance(operation, p.WriteModelCall):
         return not operation.reservations and operation.call.charges is None
     return isinstance(operation, p.SendSignal) and operation.run is None
+
+
+def _is_an_answer(operations: Sequence[Any]) -> bool:
+    """Whether it is the answer of a model, after pieces of its run's stream; and no budget hears of it."""
+    *told, last = operations
+    if not isinstance(last, p.CommitStep) or last.model_call is None or last.model_call.charges is not None:
+        return False
+    return all(isinstance(each, p.AppendStream) and each.run == last.run for each in told)
 
 
 def _on(value: bool) -> str:

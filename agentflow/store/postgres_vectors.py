@@ -13,6 +13,7 @@ from agentflow.clock import NEVER
 from agentflow.store.operations_messages import signal_output
 from agentflow.store.protocol import (
     AppendStream,
+    Chunk,
     CommitStep,
     Delivered,
     Done,
@@ -111,6 +112,10 @@ _OWNED = f"""
     WHERE g.worker_id IN (SELECT id FROM me)
 """
 _CALL_COLUMNS = ", ".join(ModelCall._fields)
+_UPDATE_CALL = f"""
+        ON CONFLICT (run_id, key, attempt) DO UPDATE
+        SET {", ".join(f"{name} = excluded.{name}" for name in ModelCall._fields if name not in ("key", "attempt"))}
+"""
 _WRITE_CALL = f"""
     WITH own AS MATERIALIZED (
         SELECT r.id, r.mail, r.cancel_at IS NOT NULL AS cancel FROM agentflow_worker w, agentflow_run r
@@ -122,10 +127,38 @@ _WRITE_CALL = f"""
     written AS (
         INSERT INTO agentflow_model_call (run_id, {_CALL_COLUMNS})
         SELECT own.id, {", ".join(f"${n}" for n, _ in enumerate(ModelCall._fields, 5))} FROM own
-        ON CONFLICT (run_id, key, attempt) DO UPDATE
-        SET {", ".join(f"{name} = excluded.{name}" for name in ModelCall._fields if name not in ("key", "attempt"))}
+        {_UPDATE_CALL}
     )
     SELECT mail, cancel FROM own
+"""
+# A model's answer: its step, the end of its row in the ledger, and what of it was told last. Only where there is
+# nothing to tell of the run, as with a lone step.
+_COMMIT_ANSWER = f"""
+    WITH own AS MATERIALIZED (
+        SELECT r.id FROM agentflow_worker w, agentflow_run r
+        WHERE w.id = $1 AND w.epoch = $2 AND w.reaped_at IS NULL
+        AND w.lease_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+        AND r.id = $3 AND r.owner = $1 AND r.epoch = $4 AND r.status + 0 = 1
+        AND r.mail = $5 AND r.cancel_at IS NULL AND r.crash_count = 0
+        FOR KEY SHARE OF w
+    ),
+    added AS (
+        INSERT INTO agentflow_step (run_id, key, seq, kind, name, ok, output, error, attempt, started_at, ended_at)
+        SELECT own.id, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 FROM own
+        ON CONFLICT DO NOTHING RETURNING run_id
+    ),
+    told AS (
+        INSERT INTO agentflow_stream_chunk (run_id, seq, kind, step_key, attempt, data)
+        SELECT added.run_id, c.*
+        FROM added, unnest($16::bigint[], $17::text[], $18::text[], $19::int[], $20::text[]) AS c
+        ON CONFLICT DO NOTHING
+    ),
+    written AS (
+        INSERT INTO agentflow_model_call (run_id, {_CALL_COLUMNS})
+        SELECT added.run_id, {", ".join(f"${n}" for n, _ in enumerate(ModelCall._fields, 21))} FROM added
+        {_UPDATE_CALL}
+    )
+    SELECT 1 FROM added
 """
 
 # To the wait that is there and in time; all else needs the lock of the name. The run's row is locked before the wait's,
@@ -409,6 +442,30 @@ async def commit_step(connection: Any, operation: CommitStep, leases: Mapping[st
     fence = (run.worker_id, lease.epoch, run.run_id, run.epoch, operation.mail)
     inserted = await connection.execute(_COMMIT_STEP, *fence, *operation.step)
     return Done(operation.mail) if inserted == "INSERT 0 1" else None
+
+
+async def commit_answer(
+    connection: Any, tx: Transaction, operations: Sequence[Any], leases: Mapping[str, Lease]
+) -> Done | None:
+    """Insert the step that is the last operation, the end of its model call, and the pieces of the run's stream before
+    it, fence included; `None` when nothing was written."""
+    *told, step = operations
+    run, lease = step.run, leases.get(step.run.worker_id)
+    if lease is None:
+        return None
+    chunks = [chunk for each in told for chunk in each.chunks]
+    rows = await connection.fetch(
+        _COMMIT_ANSWER,
+        *(run.worker_id, lease.epoch, run.run_id, run.epoch, step.mail),
+        *step.step,
+        *([list(column) for column in zip(*chunks, strict=True)] if chunks else [[]] * len(Chunk._fields)),
+        *step.model_call,
+    )
+    if not rows:
+        return None
+    if told:
+        tx.tell(HintKind.STREAM, run.run_id)
+    return Done(step.mail)
 
 
 async def commit_steps(

@@ -38,6 +38,7 @@ STATEMENTS: dict[str, str] = {
     "an end": postgres_vectors._FINISH_RUN,
     "ends": postgres_vectors._FINISH_RUNS,
     "a row of the ledger": postgres_vectors._WRITE_CALL,
+    "an answer": postgres_vectors._COMMIT_ANSWER,
     "which runs are ours": postgres_vectors._OWNED,
     "a start": postgres_vectors._START_RUN,
     "starts": postgres_vectors._START_RUNS,

@@ -18,6 +18,7 @@ from agentflow.store.protocol import (
     Chunk,
     CommitStep,
     Done,
+    Exists,
     Fenced,
     Finish,
     Hint,
@@ -342,6 +343,45 @@ async def test_a_row_of_the_ledger_alone_is_fenced_too(world: World) -> None:
     assert (run_id, row) == (key.run_id, call)
     await world.store.abandon_worker(world.worker)
     assert isinstance(await world.submit(WriteModelCall(key, call)), Fenced)
+
+
+async def test_an_answer_is_written_with_its_row_and_what_was_told_of_it(world: World) -> None:
+    key, other = await world.start(), await world.start()
+    asked = _a_call("ask", CallState.ATTEMPTED)
+    ended = asked._replace(state=CallState.DONE, billed="yes", ended_at=1_400, output_tokens=2)
+    told = AppendStream(
+        key, (Chunk(1, "text.delta", "ask", 0, '"a"'), Chunk(2, "text.delta", "ask", 0, '"b"'))
+    )
+    answer = CommitStep(key, a_step("ask", 3), ended)
+    await world.submit(WriteModelCall(key, asked))
+    world.hints.clear()
+
+    async def at_once(*operations: Any) -> list[Any]:
+        return await asyncio.gather(*map(world.submit, operations))
+
+    stale = key._replace(epoch=7)
+    fenced = await at_once(told._replace(run=stale), answer._replace(run=stale))
+    assert all(isinstance(outcome, Fenced) for outcome in fenced)
+    assert await world.store.queries.list_stream(key.run_id) == []
+
+    assert await at_once(told, answer) == [Done(), Done()]
+    queries = world.store.queries
+    items = [(item.seq, item.kind) for item in await queries.list_stream(key.run_id)]
+    assert items == [(1, "text.delta"), (2, "text.delta"), (3, "step.completed")]
+    assert [call for _, call in await queries.list_model_calls(run=key.run_id)] == [ended]
+    assert Hint(HintKind.STREAM, key.run_id) in world.hints
+
+    # Played again it finds what it did, and another outcome of the step changes nothing but its own row.
+    again = await at_once(told, answer._replace(step=a_step("ask", 3, '"other"')))
+    assert again[0] == Done()
+    assert isinstance(again[1], Exists)
+    assert again[1].step == answer.step
+
+    # What was delivered to the run meanwhile is told with the outcome.
+    await world.wait(other, a_wait())
+    await world.submit(SendSignal("s", "go", "1", 1_400))
+    assert await at_once(CommitStep(other, a_step("ask", 3), ended)) == [Done(1)]
+    assert [call for _, call in await queries.list_model_calls(run=other.run_id)] == [ended]
 
 
 def _a_call(key: str, state: str) -> ModelCall:
