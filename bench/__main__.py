@@ -36,8 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         folder.chmod(0o711)  # PostgreSQL may run as another user, and its data is in there
         server = stack.enter_context(postgresql(folder)) if POSTGRESQL in arguments.databases else None
-        sizes = SIZES["quick" if arguments.check or arguments.keep else arguments.size]
-        contest = Contest(folder=folder, server=server, sizes=sizes, tell=tell)
+        is_check = arguments.check or arguments.keep
+        contest = Contest(
+            folder=folder,
+            server=server,
+            sizes=SIZES["quick" if is_check else arguments.size],
+            tell=tell,
+            clock="processor" if is_check else "wall",
+        )
         if arguments.keep:
             check.keep(asyncio.run(check.measure(contest, arguments.databases)))
             return 0

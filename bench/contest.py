@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from bench.databases import empty_database
 from bench.plan import HAVE_NO_RAW_LIMIT, PROCESS, TWO_PROCESSES
@@ -68,6 +69,8 @@ class Contest:
     server: str | None
     sizes: Mapping[str, int]
     tell: Callable[[str], None]
+    clock: Literal["wall", "processor"] = "wall"
+    """What agentflow and the raw limit are measured by; peers know the wall's alone."""
 
     async def hold(
         self, database: str, workloads: Sequence[str], contestants: Sequence[Contestant], *, rounds: int
@@ -94,7 +97,12 @@ class Contest:
             return await figures_of([contestant.python, "-c", LOAD.format(contestant.imports)])
         async with empty_database(database, self.folder, self.server) as (folder, url):
             work = Work(
-                workload=workload, database=database, url=url, folder=str(folder), sizes=dict(self.sizes)
+                workload=workload,
+                database=database,
+                url=url,
+                folder=str(folder),
+                sizes=dict(self.sizes),
+                clock=self.clock,
             )
             command = [contestant.python, "-m", contestant.module]
             if workload in TWO_PROCESSES and not contestant.is_raw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
+import threading
 from statistics import median
 
 from agentflow import Agent, App, Context, ModelRequest, Settings, Step, ToolCall, tool
@@ -24,12 +24,13 @@ async def sequence(work: Work) -> Figures:
     @app.function
     async def run(ctx: Context[int], step: Step) -> int:
         for n in range(ctx.data):
-            began = time.perf_counter()
+            began = work.now()
             await step.run("step", one, n)
-            took.append(time.perf_counter() - began)
+            took.append(work.now() - began)
         return ctx.data
 
     async with app.running():
+        await settled()
         await (await app.start(run, work.sizes["steps"])).result()
     return {"step": median(took)}
 
@@ -46,10 +47,11 @@ async def throughput(work: Work) -> Figures:
         return ctx.data
 
     async with app.running(concurrency=runs):
-        began = time.perf_counter()
+        await settled()
+        began = work.now()
         handles = await asyncio.gather(*[app.start(run, steps) for _ in range(runs)])
         await asyncio.gather(*[handle.result() for handle in handles])
-        return {"step": (time.perf_counter() - began) / (runs * steps)}
+        return {"step": (work.now() - began) / (runs * steps)}
 
 
 async def parallel(work: Work) -> Figures:
@@ -65,6 +67,7 @@ async def parallel(work: Work) -> Figures:
         await (await app.start(run, work.sizes["branches"])).result()
 
     async with app.running():
+        await settled()
         return {"run": median(await rounds(work, work.sizes["parallel_runs"], start_one))}
 
 
@@ -80,6 +83,7 @@ async def start(work: Work) -> Figures:
         await (await app.start(run, n)).result()
 
     async with app.running():
+        await settled()
         return spread(await rounds(work, work.sizes["starts"], start_one))
 
 
@@ -91,7 +95,7 @@ async def signal(work: Work) -> Figures:
     @app.function
     async def run(ctx: Context[int], step: Step) -> int:
         await step.wait_for_signal("wait", signal=f"go-{ctx.data}", timeout="30d")
-        went_on[ctx.data] = time.perf_counter()
+        went_on[ctx.data] = work.now()
         return ctx.data
 
     few, many = work.sizes["parked_few"], work.sizes["parked_many"]
@@ -106,9 +110,10 @@ async def signal(work: Work) -> Figures:
                 await _until_parked(worker)
                 sizes.append(resident_mb())
         took = []
+        await settled()
 
         async def signal_one(n: int) -> None:
-            began = time.perf_counter()
+            began = work.now()
             await app.signal(f"go-{n}")
             assert await handles[n].result() == n
             took.append(went_on[n] - began)
@@ -125,7 +130,7 @@ async def replay(work: Work) -> Figures:
     reached: list[float] = []
 
     async def new() -> None:
-        reached.append(time.perf_counter())
+        reached.append(work.now())
 
     @app.function
     async def run(ctx: Context[int], step: Step) -> int:
@@ -144,7 +149,7 @@ async def replay(work: Work) -> Figures:
             await _until_parked(worker)
             await wait_to_be_killed()
         [parked] = (await app.runs.list()).data
-        began = time.perf_counter()
+        began = work.now()
         await app.signal("go")
         await app.runs.handle(parked.id).result()
     finally:
@@ -172,7 +177,7 @@ async def recovery(work: Work) -> Figures:
                 await step.run("hang", hang)
         return ctx.data
 
-    began = time.perf_counter()
+    began = work.now()
     async with app.running(concurrency=runs):
         if work.half:
             await asyncio.gather(*[app.start(run, n) for n in range(runs)])
@@ -182,7 +187,7 @@ async def recovery(work: Work) -> Figures:
         ids = await _every_run(app)
         assert len(ids) == runs
         await asyncio.gather(*[app.runs.handle(run_id).result() for run_id in ids])
-        return {"all": time.perf_counter() - began}
+        return {"all": work.now() - began}
 
 
 async def agent(work: Work) -> Figures:
@@ -204,15 +209,16 @@ async def agent(work: Work) -> Figures:
 
     @app.function
     async def run(ctx: Context[int], step: Step) -> str:
-        began = time.perf_counter()
+        began = work.now()
         result = await clerk.run(step, "Is everything fine?")
-        took.append((time.perf_counter() - began) / turns)
+        took.append((work.now() - began) / turns)
         return result.output
 
     async def start_one(n: int) -> None:
         assert await (await app.start(run, n)).result() == "done"
 
     async with app.running():
+        await settled()
         await rounds(work, work.sizes["agent_runs"], start_one)
     return {"turn": median(took)}
 
@@ -228,6 +234,12 @@ async def open_app(work: Work) -> App:
     )
     await app.migrate()
     return app
+
+
+async def settled() -> None:
+    """Wait for what a process does once, beside its work: compile its statements."""
+    while any(thread.name == "agentflow-statements" for thread in threading.enumerate()):
+        await asyncio.sleep(0.01)
 
 
 async def _every_run(app: App) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -112,10 +111,10 @@ async def throughput(work: Work) -> Figures:
     count = work.sizes["runs"] * work.sizes["steps_a_run"]
     took = []
     for n in range(ROUNDS):
-        began = time.perf_counter()
+        began = work.now()
         for first in range(0, count, BATCH):
             await database.insert(_rows(f"run-{n}", first, min(first + BATCH, count)))
-        took.append(time.perf_counter() - began)
+        took.append(work.now() - began)
     await database.close()
     return {"step": median(took) / count}
 
@@ -125,9 +124,9 @@ async def parallel(work: Work) -> Figures:
     database = await open_database(work)
     took = []
     for n in range(ROUNDS):
-        began = time.perf_counter()
+        began = work.now()
         await database.insert(_rows(f"run-{n}", 0, work.sizes["branches"]))
-        took.append(time.perf_counter() - began)
+        took.append(work.now() - began)
     await database.close()
     return {"run": median(took)}
 
@@ -138,9 +137,9 @@ async def replay(work: Work) -> Figures:
     await database.insert(_rows("run", 0, work.sizes["steps"]))
     took = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began = work.now()
         outputs = [json.loads(output) for output in await database.read("run")]
-        took.append(time.perf_counter() - began)
+        took.append(work.now() - began)
         assert len(outputs) == work.sizes["steps"]
     await database.close()
     return {"resume": median(took)}
@@ -150,9 +149,9 @@ async def _insert_and_commit(work: Work, count: int) -> list[float]:
     database = await open_database(work)
     took = []
     for n in range(count):
-        began = time.perf_counter()
+        began = work.now()
         await database.insert(_rows("run", n, n + 1))
-        took.append(time.perf_counter() - began)
+        took.append(work.now() - began)
     await database.close()
     return took
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from bench.__main__ import held
 from bench.contest import OURS, RAW, Contest
 from bench.plan import PROCESS, ROWS, SIZES, STRICT, rows_on
 from bench.table import table
+from bench.talk import Work
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "process/sequence/step"
@@ -100,6 +102,15 @@ async def test_the_check_fails_when_a_figure_is_more_than_a_third_worse(
     assert [line.partition(":")[0] for line in slower] == [KEY]
     assert held(slower) == 1
     assert "slower than it was" in capsys.readouterr().out
+
+
+def test_the_processors_clock_stands_while_a_process_waits() -> None:
+    asked = {"workload": "start", "database": STRICT, "url": "", "folder": "", "sizes": {}}
+    wall, processor = Work(**asked), Work(**asked, clock="processor")
+    began = wall.now(), processor.now()
+    threading.Event().wait(0.2)
+    assert wall.now() - began[0] > 0.19
+    assert processor.now() - began[1] < 0.1
 
 
 def test_a_third_is_the_limit() -> None:
