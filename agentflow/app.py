@@ -530,9 +530,15 @@ async def _open_store(settings: Settings) -> Store:
     return store
 
 
+READINGS = 4
+"""Of the database's clock. The first waits for a connection; the best counts, so that what another process has made due
+is due here at once."""
+
+
 async def _database_clock(store: Store) -> Clock:
     clock = OffsetClock()
-    await clock.read(store.database_now)
+    for _ in range(READINGS):
+        await clock.read(store.database_now)
     return clock
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.databases import empty_database
-from bench.plan import HAVE_NO_RAW_LIMIT, PROCESS, TWO_PROCESSES
+from bench.plan import HAVE_NO_RAW_LIMIT, OURS_ALONE, PROCESS, TWO_PROCESSES
 from bench.talk import HALF_DONE, Figures, Work
 
 ROOT = Path(__file__).parent.parent
@@ -38,14 +38,14 @@ class Contestant:
     is_raw: bool = False
     is_peer: bool = False
     workloads: frozenset[str] | None = None
-    """All it can do; `None` is everything but an agent."""
+    """All it can do; `None` is everything but what is ours alone."""
 
     def does(self, workload: str, database: str) -> bool:
         if self.is_raw:
             return workload not in HAVE_NO_RAW_LIMIT
         if not self.is_peer:
             return True
-        is_able = workload != "agent" if self.workloads is None else workload in self.workloads
+        is_able = workload not in OURS_ALONE if self.workloads is None else workload in self.workloads
         return is_able and database != PROCESS  # no peer offers less than it has by default
 
 

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import sys
 import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
 from statistics import median
+from typing import Any
 
 from agentflow import Agent, App, Context, ModelRequest, Settings, Step, ToolCall, tool
 from agentflow.app import AppWorker
-from bench.talk import Figures, Work, Workloads, answer, resident_mb, rounds, spread, wait_to_be_killed
+from agentflow.handles import RunHandle
+from bench.talk import (
+    Figures,
+    Work,
+    Workloads,
+    answer,
+    cpu_seconds,
+    resident_mb,
+    rounds,
+    spread,
+    wait_to_be_killed,
+)
+
+IDLE_SECONDS = 3.0
 
 
 async def one(n: int) -> int:
@@ -122,6 +142,39 @@ async def signal(work: Work) -> Figures:
     finally:
         await worker.stop()
     return {**spread(took), "parked": max(0.0, sizes[1] - sizes[0]) * 1000 / (many - few)}
+
+
+async def between(work: Work) -> Figures:
+    """Runs that wait in a worker of another process: from the signal until they go on there, and what it uses idle."""
+    app = await open_app(work)
+
+    @app.function
+    async def run(ctx: Context[int], step: Step) -> float:
+        await step.wait_for_signal("wait", signal=f"go-{ctx.data}", timeout="30d")
+        return time.perf_counter()  # one clock for all processes of a machine
+
+    if work.half:
+        async with app.running():
+            await wait_to_be_killed()
+    took: list[float] = []
+
+    async def signal_one(n: int) -> None:
+        handle = await app.start(run, n)
+        await _until(handle, "waiting")
+        await asyncio.sleep(0.02)  # hints between processes are gathered while there are many: this one is alone
+        began = time.perf_counter()
+        await app.signal(f"go-{n}")
+        took.append(await handle.result() - began)
+
+    async with app, other_process(work) as pid:
+        waiting = [await app.start(run, -1 - n) for n in range(work.sizes["parked_few"])]
+        for handle in waiting:
+            await _until(handle, "waiting")
+        await rounds(work, work.sizes["signals"], signal_one)
+        await asyncio.sleep(1)
+        before = cpu_seconds(pid)
+        await asyncio.sleep(IDLE_SECONDS)
+        return {**spread(took), "idle": (cpu_seconds(pid) - before) / IDLE_SECONDS}
 
 
 async def replay(work: Work) -> Figures:
@@ -242,6 +295,27 @@ async def settled() -> None:
         await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def other_process(work: Work) -> AsyncIterator[int]:
+    """The half of a workload in a process beside this one; its id."""
+    asked = json.dumps({**asdict(work), "half": True})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.ours", asked, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        await process.stdout.readline()
+        yield process.pid
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+async def _until(handle: RunHandle[Any], status: str) -> None:
+    while await handle.status() != status:
+        await asyncio.sleep(0.001)
+
+
 async def _every_run(app: App) -> list[str]:
     page = await app.runs.list(limit=100)
     ids = [run.id for run in page.data]
@@ -258,7 +332,8 @@ async def _until_parked(worker: AppWorker) -> None:
 
 
 WORKLOADS: Workloads = {
-    work.__name__: work for work in (sequence, throughput, parallel, start, signal, agent, replay, recovery)
+    work.__name__: work
+    for work in (sequence, throughput, parallel, start, signal, between, agent, replay, recovery)
 }
 
 if __name__ == "__main__":

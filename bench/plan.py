@@ -71,7 +71,7 @@ class Row:
     figure: str
     title: str
     """May name sizes: `{steps}`."""
-    shown_as: Literal["µs", "ms", "s", "/s", "MB"]
+    shown_as: Literal["µs", "ms", "s", "/s", "MB", "%"]
     databases: tuple[str, ...] = (STRICT, POSTGRESQL)
 
     def key(self, database: str) -> str:
@@ -87,6 +87,9 @@ ROWS = (
     Row("signal", "p50", "signal until a run goes on, p50", "µs"),
     Row("signal", "p99", "signal until a run goes on, p99", "µs"),
     Row("signal", "parked", "memory of 1,000 runs that wait", "MB"),
+    Row("between", "p50", "signal to another process, p50", "µs"),
+    Row("between", "p99", "signal to another process, p99", "µs"),
+    Row("between", "idle", "a worker whose runs all wait, of a core", "%"),
     Row("replay", "resume", "resume a run after {steps} steps", "ms"),
     Row("agent", "turn", "an agent's turn, in runs of {turns}", "µs"),
     Row("recovery", "all", "{recovered} half-done runs after kill -9", "s", (STRICT,)),
@@ -96,7 +99,9 @@ ROWS = (
 TWO_PROCESSES = frozenset({"replay", "recovery"})
 """The first process is killed with -9 when it has said that its half is done; the second is measured."""
 
-HAVE_NO_RAW_LIMIT = frozenset({"recovery", "load"})
+HAVE_NO_RAW_LIMIT = frozenset({"between", "recovery", "load"})
+OURS_ALONE = frozenset({"agent", "between"})
+"""What a peer does only where it says so."""
 
 
 def workloads_on(database: str) -> list[str]:

@@ -54,6 +54,8 @@ def _shown(row: Row, figure: float | None) -> str:
             return "-"
         case "/s":
             return f"{1 / figure:,.0f}"
+        case "%":
+            return f"{figure * 100:.1f}"
         case "MB":
             return f"{figure:.1f}"
         case "s":

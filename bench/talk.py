@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import sys
 import time
@@ -71,6 +72,13 @@ async def rounds(work: Work, count: int, once: Callable[[int], Awaitable[Any]]) 
 
 def spread(took: Sequence[float]) -> Figures:
     return {"p50": median(took), "p99": quantiles(took, n=100)[-1]}
+
+
+def cpu_seconds(pid: int) -> float:
+    """The time that a process has used so far, of its own and of the system's (Linux)."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb() -> float:

@@ -51,6 +51,8 @@ class Claims:
         self._rng = rng
         self.one_at_a_time = asyncio.Lock()
         """While it is held no claim's answer is on its way."""
+        self._claimed_at = 0
+        """What was due then, and could be had, was claimed."""
         self.has_backlog = True
         """Whether there may be ready runs that are not claimed yet: new ones then go behind them."""
 
@@ -65,13 +67,14 @@ class Claims:
             self.has_backlog = True
             return 0
         worker_id, epoch = self._worker()
+        self._claimed_at = self._clock.now()
         claimed = await self._store.claim(
             worker_id,
             epoch=epoch,
             app=self._app,
             functions=self._registry.ids(),
             limit=limit,
-            now=self._clock.now(),
+            now=self._claimed_at,
             gates=self._gates,
         )
         self.has_backlog = len(claimed) == limit
@@ -101,4 +104,6 @@ class Claims:
         if due is None or self._room() <= 0:
             return poll
         seconds = (due - self._clock.now()) / 1e6
-        return min(poll, seconds if seconds > 0 else 0.0 if got else IN_VAIN_PAUSE)
+        if seconds <= 0 and due <= self._claimed_at and not got:
+            return IN_VAIN_PAUSE
+        return min(poll, max(seconds, 0.0))

@@ -1,4 +1,4 @@
-"""Hints between processes by LISTEN and NOTIFY: one connection, gathered for 10 ms, never in a write's transaction.
+"""Hints between processes by LISTEN and NOTIFY: one connection, one notice in 10 ms, never in a write's transaction.
 
 A hint that is lost costs time, not correctness: everybody polls too.
 """
@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ logger = logging.getLogger("agentflow.store")
 
 CHANNEL = "agentflow"
 GATHER_SECONDS = 0.01
+"""After a notice the next one gathers hints for so long; the first after a pause goes at once."""
 LONGEST_PAYLOAD = 7_500  # bytes; PostgreSQL's own limit is 8,000
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 ANSWER_SECONDS = 5.0
@@ -38,6 +40,7 @@ class Notices:
         self._sender = secrets.token_hex(4)
         self._hints: dict[Hint, None] = {}
         self._something = asyncio.Event()
+        self._told_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self.connected = asyncio.Event()
 
@@ -94,6 +97,7 @@ class Notices:
                 await connection.execute("SELECT 1")
                 continue
             told, self._hints = self._hints, {}
+            self._told_at = time.monotonic()
             point("before_notify")
             try:
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, self._payload(list(told)))
@@ -107,7 +111,7 @@ class Notices:
                 await self._something.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(GATHER_SECONDS)
+        await asyncio.sleep(self._told_at + GATHER_SECONDS - time.monotonic())
 
     def _payload(self, hints: list[Hint]) -> str:
         text = json.dumps([self._sender, hints])

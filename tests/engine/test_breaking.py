@@ -857,6 +857,57 @@ async def test_runs_that_are_due_and_cannot_be_claimed_do_not_make_the_loop_spin
     assert 1 <= store.claims < 20
 
 
+class Later:
+    """A store with a run that is due three milliseconds after it was looked for: another process's clock is ahead."""
+
+    def __init__(self, clock: VirtualTime) -> None:
+        self.clock = clock
+        self.due = 0
+        self.claimed = asyncio.Event()
+
+    async def claim(self, worker_id: str, *, now: int, **options: Any) -> list[Any]:
+        if self.due and now >= self.due:
+            self.claimed.set()
+        return []
+
+    async def next_ready_at(self, **options: Any) -> int:
+        self.due = self.due or self.clock.micros + 3_000
+        self.clock.micros = self.due  # it has come meanwhile
+        return self.due
+
+
+class VirtualTime:
+    micros = 1_000_000
+
+    def now(self) -> int:
+        return self.micros
+
+
+async def test_what_becomes_due_while_it_is_asked_for_is_claimed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for pause in ("IN_VAIN_PAUSE", "SHORTEST_POLL", "LONGEST_POLL"):
+        monkeypatch.setattr(f"agentflow.engine.claims.{pause}", 60.0)
+    clock = VirtualTime()
+    store = Later(clock)
+    claims = Claims(
+        store,  # type: ignore[arg-type]
+        clock,
+        Registry("t"),
+        Wakeups(on_ready=lambda _: False, on_mail=lambda _: None, on_any=lambda: None),
+        app="t",
+        worker=lambda: ("w", 1),
+        room=lambda: 5,
+        on_claimed=lambda _: None,
+        rng=random.Random(1),
+        gates={},
+    )
+    loop = asyncio.create_task(claims.run())
+    await asyncio.wait_for(store.claimed.wait(), 5)
+    loop.cancel()
+    await asyncio.wait([loop])
+
+
 class StuckHeartbeat:
     """A database that does not answer."""
 
