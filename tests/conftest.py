@@ -36,6 +36,9 @@ ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
 # A commit waits for its disk. What a disk loses is the matter of tests/faults, with a disk of its own for that.
 if where := fast_disk():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", where)
+# Else each connection makes ready for TLS before it hears from our server that there is none.
+if "AGENTFLOW_TEST_DATABASE_URL" not in os.environ:
+    os.environ.setdefault("PGSSLMODE", "disable")
 
 
 # --- databases ------------------------------------------------------------------------------------

@@ -66,8 +66,7 @@ class PostgresServer:
             raise
 
     def url(self, database: str = "postgres") -> str:
-        # Else each connection would make ready for TLS before it hears that there is none.
-        return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{database}?sslmode=disable"
+        return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{database}"
 
     def socket_url(self, database: str = "postgres") -> str:
         """The same database by the server's unix socket."""
