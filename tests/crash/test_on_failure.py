@@ -8,7 +8,7 @@ import pytest
 
 from agentflow.errors import RunFailed
 from tests.crash.flow import make_app
-from tests.crash.processes import lines, workers
+from tests.crash.processes import end_leases, lines, workers
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(60)]
 
@@ -25,6 +25,7 @@ async def test_on_failure_is_started_once_whatever_crashes(
         async with app:
             run = await app.start("fail")
             assert dying.process.wait(20) < 0
+            await end_leases(database_url)
             await processes.start()
             with pytest.raises(RunFailed, match="it broke"):
                 await run.result(20)
