@@ -240,6 +240,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    # Many tests wait for a process, or for a while: one more than there are cores keeps these at work.
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_finish() -> None:
     # The tests themselves stay to the end: the collector need not look through all of them again and again.
     gc.collect()
