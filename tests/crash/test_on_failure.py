@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ async def test_on_failure_is_started_once_whatever_crashes(
         dying = await processes.start(crash_at=point)
         async with app:
             run = await app.start("fail")
-            assert dying.process.wait(20) < 0
+            # Not in this thread: the app has yet to tell the worker of the run.
+            assert await asyncio.to_thread(dying.process.wait, 20) < 0
             await end_leases(database_url)
             await processes.start()
             with pytest.raises(RunFailed, match="it broke"):

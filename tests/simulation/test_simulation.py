@@ -1,8 +1,8 @@
 """Seeded worlds of crashes, and engines with one protection less that they must see through.
 
 A failure names its seed; played again it is the same history, commit by commit. `AGENTFLOW_SIMULATION_SEEDS` sets how
-many are played, `AGENTFLOW_SIMULATION_FIRST` where they begin. An ordinary run plays enough to have seen through each of
-the engines below.
+many are played, `AGENTFLOW_SIMULATION_FIRST` where they begin. An ordinary run plays enough to see through each of the
+engines below.
 """
 
 from __future__ import annotations
