@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from agentflow.budgets import reservations
@@ -189,6 +189,7 @@ class Asking:
         """The answer of a stream, whose deltas are told meanwhile."""
         async for item in events:
             if isinstance(item, RawAnswer):
+                await _close(events)
                 return item
             self._teller.tell(item)
         raise ConnectionError("the stream ended without an answer")
@@ -220,6 +221,15 @@ class Asking:
             error=None,
         )
         return (row if usage is None else row._replace(**usage.model_dump())), answer
+
+
+async def _close(events: AsyncIterator[StreamEvent]) -> None:
+    """End a stream that has given its answer: else Python does, some time later and in a task of its own."""
+    if isinstance(events, AsyncGenerator):
+        try:
+            await events.aclose()
+        except Exception:  # the answer is there, and paid for
+            logger.warning("a stream could not be closed", exc_info=True)
 
 
 def _may_ask_another(error: ProviderError) -> bool:

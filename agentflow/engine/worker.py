@@ -14,6 +14,7 @@ from typing import Any
 from agentflow.clock import Clock
 from agentflow.crashpoints import point
 from agentflow.engine.claims import Claims
+from agentflow.engine.garbage import collect_seldom
 from agentflow.engine.host import Host, Timers
 from agentflow.engine.jobs import AbandonedJobs
 from agentflow.engine.lanes import Lanes
@@ -169,6 +170,7 @@ class Worker:
         self._is_started = True
         self._context = contextvars.copy_context()
         install_task_factory(asyncio.get_running_loop())
+        collect_seldom()
         await self._register()
         self._unsubscribe = self._store.subscribe(self._wakeups.hear)
         await self._reaper.run_once()

@@ -7,7 +7,7 @@ from typing import Any
 
 from agentflow.models.output import with_output
 from agentflow.models.pricing import cost_of, prices_version
-from agentflow.models.protocol import Model, PricedApart, model_ref
+from agentflow.models.protocol import Model, model_ref, prices_apart
 from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer, Usage
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> tu
                 response.model or model.model,
                 response.usage,
                 latency=latency,
-                apart=model.priced_apart(answer.raw) if isinstance(model, PricedApart) else None,
+                apart=model.priced_apart(answer.raw) if prices_apart(model) else None,
             )
     except Exception:
         logger.exception("no price for answer %s of %s", answer.provider_id, model_ref(model))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from agentflow.errors import InvalidInput
 from agentflow.models.media import ImagePart
 from agentflow.models.messages import Message
-from agentflow.models.protocol import ContentCheck, Model, model_ref
+from agentflow.models.protocol import Model, checks_content, model_ref
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
@@ -64,7 +64,7 @@ def check_can_carry(model: Model, messages: Sequence[Message]) -> None:
                 raise InvalidInput(
                     f"message {position} has {part.told}, and {model_ref(model)} takes no {what}: ask another model"
                 )
-    if isinstance(model, ContentCheck):
+    if checks_content(model):
         model.check_content(messages)
 
 

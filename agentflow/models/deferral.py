@@ -16,13 +16,13 @@ from agentflow.models.ledger import Billing
 from agentflow.models.messages import Message
 from agentflow.models.protocol import (
     Capabilities,
-    ContentCheck,
     DeferrableModel,
     Failure,
     Model,
-    PricedApart,
     StreamEvent,
+    checks_content,
     model_ref,
+    prices_apart,
 )
 from agentflow.models.response import Latency, ModelRequest, ModelResponse, RawAnswer
 
@@ -62,11 +62,11 @@ class DeferredModel:
         return self._model.classify(error)
 
     def check_content(self, messages: Sequence[Message]) -> None:
-        if isinstance(self._model, ContentCheck):
+        if checks_content(self._model):
             self._model.check_content(messages)
 
     def priced_apart(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
-        return self._model.priced_apart(answer) if isinstance(self._model, PricedApart) else {}
+        return self._model.priced_apart(answer) if prices_apart(self._model) else {}
 
     def _is_no_talk(self) -> ConfigurationError:
         return ConfigurationError(

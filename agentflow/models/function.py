@@ -9,7 +9,7 @@ from typing import Any
 
 from agentflow.models.failures import exception_failure
 from agentflow.models.protocol import Capabilities, Failure, StreamEvent
-from agentflow.models.replies import Reply, decode_reply, encode_reply
+from agentflow.models.replies import Reply, as_response, decode_reply, encode_response
 from agentflow.models.response import (
     ModelRequest,
     ModelResponse,
@@ -50,11 +50,11 @@ class FunctionModel:
         self.model = name or str(getattr(function, "__name__", type(function).__name__))
 
     async def request(self, request: ModelRequest) -> RawAnswer:
-        return self._answer(await self.reply(request), request)
+        return self._answer(as_response(await self.reply(request), request), request)
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
-        answer = self._answer(await self.reply(request), request)
-        response = self.parse(answer.raw)
+        response = as_response(await self.reply(request), request)
+        answer = self._answer(response, request)
         for text in _chunks(response.text):
             yield TextDelta(text=text)
             await asyncio.sleep(0)
@@ -75,8 +75,8 @@ class FunctionModel:
     def classify(self, error: BaseException) -> Failure:
         return exception_failure(error, provider=self.provider, model=self.model)
 
-    def _answer(self, reply: Reply, request: ModelRequest) -> RawAnswer:
-        raw = encode_reply(reply, request, name=self.model)
+    def _answer(self, response: ModelResponse, request: ModelRequest) -> RawAnswer:
+        raw = encode_response(response, request, name=self.model)
         return RawAnswer(provider=self.provider, model=self.model, raw=raw, provider_id=raw["provider_id"])
 
     def __repr__(self) -> str:

@@ -171,7 +171,7 @@ class Message(Positional):
     @property
     def text(self) -> str:
         """All text blocks, joined with nothing between."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        return "".join([part.text for part in self.parts if part.kind == "text"])
 
     def with_text(self, text: str) -> Message:
         """The same with this text alone, where its first text is; images and files stay where they are."""
@@ -182,11 +182,11 @@ class Message(Positional):
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        return [part for part in self.parts if isinstance(part, ToolCall)]
+        return [part for part in self.parts if part.kind == "tool_call"]
 
     @property
     def tool_results(self) -> list[ToolResult]:
-        return [part for part in self.parts if isinstance(part, ToolResult)]
+        return [part for part in self.parts if part.kind == "tool_result"]
 
     @property
     def user_parts(self) -> list[UserPart]:
@@ -196,8 +196,10 @@ class Message(Positional):
     @property
     def media(self) -> list[ImagePart | FilePart]:
         """Its images and files, those of tool results too."""
-        shown = [block for result in self.tool_results for block in result.blocks]
-        return [part for part in (*self.parts, *shown) if isinstance(part, ImagePart | FilePart)]
+        if self.role == "tool":
+            blocks = [block for result in self.tool_results for block in result.blocks]
+            return [block for block in blocks if block.kind != "text"]
+        return [part for part in self.parts if part.kind == "image" or part.kind == "file"]
 
 
 _PARTS_OF: dict[str, tuple[str, ...]] = {

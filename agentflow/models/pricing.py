@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 
 from agentflow.models.response import Usage
@@ -52,6 +52,8 @@ def _calculated(
     from genai_prices import Usage as PricedUsage
     from genai_prices import calc_price
 
+    if not _is_known(provider, model):
+        return None
     try:
         price = calc_price(
             PricedUsage(**tokens),
@@ -62,6 +64,21 @@ def _calculated(
     except (LookupError, ValueError):
         return None
     return price.total_price
+
+
+@lru_cache(maxsize=1_000)
+def _is_known(provider: str, model: str) -> bool:
+    """Whether the table has the model. What is not there is looked for all over it, so it is asked once."""
+    from genai_prices import Usage as PricedUsage
+    from genai_prices import calc_price
+
+    try:
+        calc_price(PricedUsage(), model, provider_id=_PRICED_AS.get(provider, provider))
+    except LookupError:
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 @cache

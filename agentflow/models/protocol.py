@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from agentflow.errors import Billed, ProviderError
 from agentflow.models.messages import Message
@@ -211,6 +211,16 @@ class PricedApart(Protocol):
         """Of the tokens that an answer's JSON counts those, by the names of `genai-prices`:
         `{"cache_write_1h_tokens": 418}`. They are in the usage as well. Pure."""
         ...
+
+
+def checks_content(model: object) -> TypeGuard[ContentCheck]:
+    """Whether it is a `ContentCheck`; asked for each call, for which `isinstance` with a protocol is too slow."""
+    return hasattr(model, "check_content")
+
+
+def prices_apart(model: object) -> TypeGuard[PricedApart]:
+    """Whether it is a `PricedApart`."""
+    return hasattr(model, "priced_apart")
 
 
 def model_ref(model: Model) -> str:

@@ -25,10 +25,19 @@ response.
 
 def encode_reply(reply: Reply, request: ModelRequest, *, name: str) -> dict[str, Any]:
     """The raw answer of a model called `name` that replies so; raises the reply if it is an exception."""
+    return encode_response(as_response(reply, request), request, name=name)
+
+
+def as_response(reply: Reply, request: ModelRequest) -> ModelResponse:
+    """The response that a reply stands for; raises it if it is an exception."""
     if isinstance(reply, BaseException):
         raise reply
     response = reply if isinstance(reply, ModelResponse) else _response(_parts(reply, request), request)
-    response = response.model_copy(update=_missing_in(response))
+    return response.model_copy(update=_missing_in(response))
+
+
+def encode_response(response: ModelResponse, request: ModelRequest, *, name: str) -> dict[str, Any]:
+    """The raw answer of a model called `name`, from an `as_response`."""
     raw = response.model_dump(mode="json", exclude={"output", "raw"})
     raw["model"] = response.model or name
     if not response.provider_id:

@@ -247,7 +247,10 @@ Delta: TypeAlias = TextDelta | ReasoningDelta | ToolArgsDelta
 
 def canonical_json(value: object) -> str:
     """The one JSON text of a value: keys sorted, nothing between."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:

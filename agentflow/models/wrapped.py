@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from agentflow.errors import InvalidInput, Unserialisable
-from agentflow.models.protocol import Capabilities, Failure, PricedApart, SdkUsage, StreamEvent
+from agentflow.models.protocol import Capabilities, Failure, SdkUsage, StreamEvent, prices_apart
 from agentflow.models.registry import check_not_blocked, known_providers, own_model
 from agentflow.models.response import ModelRequest, ModelResponse, RawAnswer, Usage
 from agentflow.models.sdk_answers import decode_sdk_answer, encode_sdk_answer
@@ -63,7 +63,7 @@ class WrappedCall:
     def priced_apart(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
         """What the provider has to say of it."""
         data, reader = answer.get("data"), self._reader()
-        return reader.priced_apart(data) if isinstance(data, dict) and isinstance(reader, PricedApart) else {}
+        return reader.priced_apart(data) if isinstance(data, dict) and prices_apart(reader) else {}
 
     def classify(self, error: BaseException) -> Failure:
         return classify_sdk_error(error, provider=self.provider, model=self.model)

@@ -13,6 +13,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError, DatabaseUnavailable
+from agentflow.store.compiling import compile_ahead
 from agentflow.store.hints import Hints
 from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.operations import apply, workers_of
@@ -130,6 +131,7 @@ class PostgresStore:
         )
         self._notices = Notices(self._dsn, listener=self._hints.tell)
         self._notices.start()
+        compile_ahead("postgres")
 
     async def close(self) -> None:
         """Commit what is queued, then disconnect."""

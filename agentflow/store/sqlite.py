@@ -15,6 +15,7 @@ from typing import Any
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.compiling import compile_ahead
 from agentflow.store.hints import Hints
 from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_reclaim import Reclaim
@@ -71,6 +72,7 @@ class SqliteStore:
         writer = Writer(backend, listener=self._tell, name="agentflow-writer")
         await writer.start()
         self._writer = writer
+        compile_ahead("sqlite")
 
     async def close(self) -> None:
         """Commit what is queued, then let go of the file."""

@@ -6,7 +6,7 @@ On the hot path nothing of SQLAlchemy runs: a compiled statement is a text and t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -63,6 +63,14 @@ class Flavour:
         return column.in_(select(each.c.value))  # type: ignore[no-any-return]
 
 
+_every: list[Statement] = []
+
+
+def every_statement() -> Sequence[Statement]:
+    """Those that the modules loaded so far have written."""
+    return tuple(_every)
+
+
 class Statement:
     """One statement for both databases.
 
@@ -73,6 +81,7 @@ class Statement:
     def __init__(self, build: Callable[[Flavour], ClauseElement], *, only_postgres: bool = False) -> None:
         self._build = build
         self.only_postgres = only_postgres
+        _every.append(self)
 
     @cached_property
     def sqlite(self) -> Compiled:

@@ -13,7 +13,7 @@ IS_FULL = os.environ.get("AGENTFLOW_TEST_FULL") == "1"
 """Whether everything that is claimed is done, and the figures printed; else what an ordinary run has time for."""
 
 FIRST_SEED = int(os.environ.get("AGENTFLOW_TEST_SEED", "1"))
-SECONDS = 3600 if IS_FULL else 60
+SECONDS = 3600 if IS_FULL else 120
 
 
 async def read_rows(url: str, statement: str) -> list[tuple[Any, ...]]:
