@@ -36,6 +36,9 @@ ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
 # A commit waits for its disk. What a disk loses is the matter of tests/faults, with a disk of its own for that.
 if where := fast_disk():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", where)
+# Else each connection makes ready for TLS before it hears from our server that there is none.
+if "AGENTFLOW_TEST_DATABASE_URL" not in os.environ:
+    os.environ.setdefault("PGSSLMODE", "disable")
 
 
 # --- databases ------------------------------------------------------------------------------------
@@ -235,6 +238,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fault", action="append", type=int, default=[], metavar="N", help="only the tests of this fault"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    # Many tests wait for a process, or for a while: one more than there are cores keeps these at work.
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:

@@ -116,9 +116,7 @@ class PostgresStore:
         backend = PostgresBackend(self._dsn, strict=self._strict, leases=self._leases)
         writer = LoopWriter(backend, listener=self._tell_all, name="agentflow-writer")
         try:
-            if migrate:
-                await self.migrate()
-            await check(self._dsn)
+            await check(self._dsn, migrates=bool(migrate))
             await writer.start()
         except Exception as error:
             if not (isinstance(error, ValueError | asyncpg.PostgresError) or is_query_outage(error)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -37,10 +38,24 @@ _OUTAGES = (
 )
 
 
+_OWN_TYPES_BELOW = 16_384
+"""A type with a smaller number is PostgreSQL's own, and the same on every server."""
+_types: dict[int, Any] = {}
+_NOTHING_PREPARED = SimpleNamespace(name="nothing")
+
+
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """A connection that says farewell, and does not wait for ever until the other side has heard it."""
 
     _plan_again_at = 0.0
+
+    async def _introspect_types(self, typeoids: Any, *rest: Any) -> Any:
+        """asyncpg asks on each connection anew what an array of numbers is, which takes longer than to connect."""
+        if _types.keys() >= set(typeoids):
+            return list(_types.values()), _NOTHING_PREPARED
+        told, statement = await super()._introspect_types(typeoids, *rest)
+        _types.update((row["oid"], row) for row in told if row["oid"] < _OWN_TYPES_BELOW)
+        return told, statement
 
     async def close(self, *, timeout: float | None = None) -> None:
         try:

@@ -18,18 +18,21 @@ MIGRATION_IDLE, MIGRATION_SECONDS = "1min", 300.0
 _LOCK = 0x6167656E74666C6F  # "agentflo"
 
 
-async def check(dsn: str) -> None:
-    """See that the tables are those of this agentflow. Raises `ConfigurationError`."""
+async def check(dsn: str, *, migrates: bool = False) -> None:
+    """See that the tables are those of this agentflow, or make them so. Raises `ConfigurationError`."""
     connection = await connect(dsn)
     try:
         try:
             revision = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")
         except asyncpg.UndefinedTableError:
             revision = None
-        if not is_current(revision, "the PostgreSQL database"):
-            raise needs_upgrade(revision, "the PostgreSQL database")
     finally:
         await connection.close()
+    if is_current(revision, "the PostgreSQL database"):
+        return
+    if not migrates:
+        raise needs_upgrade(revision, "the PostgreSQL database")
+    await migrate(dsn)
 
 
 async def migrate(dsn: str) -> None:

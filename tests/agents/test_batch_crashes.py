@@ -22,6 +22,7 @@ from agentflow.testing.provider_jobs import Job
 from agentflow.testing.provider_server import FakeProvider, Stall, fake_provider
 from tests.agents.batch_flow import POINTS, hurry, make_app, take_to_the_end
 from tests.agents.killed_flow import GENERATING
+from tests.crash.processes import end_leases
 from tests.faults.support import IS_FULL, SECONDS, read_rows
 from tests.forked import KILLED, Forked, Starter
 
@@ -79,6 +80,8 @@ async def test_whenever_its_process_dies_a_batch_is_generated_once(
         for number, case in enumerate(done):
             before, key = provider.generations, f"case-{number}"
             await _kill(children, provider, database_url, case, environment, key)
+            if not IS_FULL:
+                await end_leases(database_url)
             app, ask = make_app(database_url, case.model)
             assert await take_to_the_end(app, ask, key) == "done", case
             people += await _check(database_url, case, key, made=provider.generations - before)

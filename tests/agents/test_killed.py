@@ -21,7 +21,7 @@ from agentflow.models.ledger import Billing
 from agentflow.testing.provider_server import FakeProvider, Stall, fake_provider
 from tests.agents.killed_flow import GENERATING, POINTS, SHORT_GRACE, make_app, take_to_the_end
 from tests.agents.support import call
-from tests.crash.processes import lines
+from tests.crash.processes import end_leases, lines
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS, read_rows
 from tests.forked import KILLED, Forked, Starter
@@ -111,6 +111,8 @@ async def _try(
         for name, value in provider.environment().items():
             monkeypatch.setenv(name, value)
         await _kill(children, database_url, log, case, key=log.name, provider=provider)
+        if not IS_FULL:
+            await end_leases(database_url)
         app, agent = make_app(database_url, str(log), case.model, case.billing)
         try:
             assert await take_to_the_end(app, agent, log.name) == "done"

@@ -37,7 +37,7 @@ from agentflow.runs import RunStatus
 from agentflow.testing import Harness, ScriptedModel, harness
 from tests.agents.once_flow import IN_DOUBT, POINTS, make_app, take_to_the_end
 from tests.agents.support import call, results_in, steps_of
-from tests.crash.processes import lines
+from tests.crash.processes import end_leases, lines
 from tests.forked import KILLED, Starter
 
 
@@ -243,6 +243,7 @@ async def test_wherever_its_process_is_killed_effect_and_turn_are_there_once_and
         for number, point in enumerate(POINTS):
             log, key = str(tmp_path / f"log-{number}"), f"key-{number}"
             assert await children.run(database_url, log, key, point) == KILLED, point
+            await end_leases(database_url)
             app, agent = make_app(database_url, log)
             answer, asked, said = await take_to_the_end(app, agent, log, key)
             assert lines(Path(log)) == ["paid 5"], point

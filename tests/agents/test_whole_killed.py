@@ -32,7 +32,7 @@ from tests.agents.whole_flow import (
     reply,
     take_to_the_end,
 )
-from tests.crash.processes import lines
+from tests.crash.processes import end_leases, lines
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS, read_rows
 from tests.forked import KILLED, Starter
@@ -150,6 +150,8 @@ class _Trials:
             if code == 0:
                 raise _NotKilled(f"{case}: its process was not killed")
             assert code == KILLED, f"{case}: its process ended with {code}"
+            if not IS_FULL:
+                await end_leases(self._url)
             is_under_way = bool([row for row in await self._ledger(key) if row[0] == "attempted"])
             for name, value in environment.items():
                 self._monkeypatch.setenv(name, value)

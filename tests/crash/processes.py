@@ -112,6 +112,21 @@ class Workers:
         return worker
 
 
+async def end_leases(database_url: str) -> None:
+    """Where every worker is dead: let their leases be over, as they would be a while later.
+
+    On SQLite nobody waits for that: the lock of a process goes with it.
+    """
+    if not database_url.startswith("sqlite"):
+        import asyncpg
+
+        database = await asyncpg.connect(database_url)
+        try:
+            await database.execute("UPDATE agentflow_worker SET lease_until = 0 WHERE reaped_at IS NULL")
+        finally:
+            await database.close()
+
+
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 

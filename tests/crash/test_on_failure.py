@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from agentflow.errors import RunFailed
 from tests.crash.flow import make_app
-from tests.crash.processes import lines, workers
+from tests.crash.processes import end_leases, lines, workers
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(60)]
 
@@ -24,7 +25,9 @@ async def test_on_failure_is_started_once_whatever_crashes(
         dying = await processes.start(crash_at=point)
         async with app:
             run = await app.start("fail")
-            assert dying.process.wait(20) < 0
+            # Not in this thread: the app has yet to tell the worker of the run.
+            assert await asyncio.to_thread(dying.process.wait, 20) < 0
+            await end_leases(database_url)
             await processes.start()
             with pytest.raises(RunFailed, match="it broke"):
                 await run.result(20)

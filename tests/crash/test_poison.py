@@ -11,7 +11,7 @@ import pytest
 from agentflow.errors import RunFailed
 from agentflow.handles import RunHandle
 from tests.crash.poison_flow import make_app
-from tests.crash.processes import lines
+from tests.crash.processes import end_leases, lines
 from tests.forked import Forked
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
@@ -67,3 +67,4 @@ async def _work(database_url: str, log: Path, runs: list[RunHandle[object]]) -> 
                 await asyncio.sleep(0.02)
         deaths += 1
         assert deaths < 20
+        await end_leases(database_url)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agentflow.crashpoints import CRASH_POINTS
-from tests.crash.processes import lines
+from tests.crash.processes import end_leases, lines
 from tests.crash.sweep_flow import BODIES
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS, read_rows
@@ -89,6 +89,8 @@ class Sweep:
         code = await self._children.run(self._url, str(self._log), key, point)
         assert code in (0, KILLED), f"{point}: the process ended with {code}"
         if code == KILLED:
+            if not IS_FULL:
+                await end_leases(self._url)
             before, bodies = await self._read_steps(), self._read_bodies()
             assert await self._children.run(self._url, str(self._log), key, "") == 0, (
                 f"{point}: it did not go on"

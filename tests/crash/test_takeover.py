@@ -11,7 +11,7 @@ import pytest
 
 from agentflow.runs import RunStatus, StepStatus
 from tests.crash.flow import LEASE_SECONDS, make_app
-from tests.crash.processes import lines, pause_outside_of_a_write, workers
+from tests.crash.processes import end_leases, lines, pause_outside_of_a_write, workers
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
 
@@ -108,6 +108,7 @@ async def test_a_worker_killed_again_and_again_ends_every_run(
                     if all([(await run.status()).is_final for run in runs[-1:]]):
                         break
                 worker.kill()
+                await end_leases(database_url)
                 worker = await processes.start()
             results = [await run.result(60) for run in runs]
             for run in runs:

@@ -29,7 +29,7 @@ from agentflow.testing import Harness, harness
 from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL
 
-CASES = int(os.environ.get("AGENTFLOW_TEST_CASES", "1000" if IS_FULL else "60"))
+CASES = int(os.environ.get("AGENTFLOW_TEST_CASES", "1000" if IS_FULL else "25"))
 MOST_CRASHES = 4
 
 Node = list[Any]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 from agentflow import Agent, App, ModelRequest, Settings
 from agentflow.context import Context
 from agentflow.models.replies import Reply
 from agentflow.step import Step
 from tests.crash.flow import write_line
+from tests.crash.processes import lines
 from tests.faults.killed_flow import facts_of, work_until_killed
 
 MODEL_SECONDS = 4.0
@@ -37,6 +39,15 @@ def make_app(database_url: str, log: str, *, settings: Settings | None = None) -
     async def body(ctx: Context[float], step: Step) -> int:
         """One body, that takes so many seconds; gives the process that did it."""
         return await step.run("take", take, ctx.data)
+
+    @app.function
+    async def outlasting(ctx: Context[None], step: Step) -> int:
+        """One body, that takes an hour the first time; gives the process that did it."""
+        return await step.run("take", outlast)
+
+    async def outlast() -> int:
+        is_first = not any(line.startswith("began") for line in lines(Path(facts_of(log))))
+        return await take(3600.0 if is_first else 0.0)
 
     @app.function
     async def between(ctx: Context[float], step: Step) -> int:

@@ -176,14 +176,19 @@ class _Connection:
 
     def execute(self, text: str, values: Sequence[Any] | dict[str, Any] = ()) -> _Rows:
         with _errors_of_sqlite3():
-            return _Rows(self._connection.execute(text, values).fetchall())
+            return self._rows(self._connection.execute(text, values))
 
     def executemany(self, text: str, values: Iterable[Sequence[Any] | dict[str, Any]]) -> _Rows:
         with _errors_of_sqlite3():
-            return _Rows(self._connection.executemany(text, values).fetchall())
+            return self._rows(self._connection.executemany(text, values))
 
     def close(self) -> None:
         self._connection.close()
+
+    def _rows(self, cursor: apsw.Cursor) -> _Rows:
+        rows = _Rows(cursor.fetchall())
+        rows.rowcount = self._connection.changes()
+        return rows
 
 
 @contextmanager
@@ -198,6 +203,10 @@ def _errors_of_sqlite3() -> Iterator[None]:
 
 
 class _Rows(list[tuple[Any, ...]]):
+    """As much of a `sqlite3.Cursor`; for a statement that changes no rows `rowcount` says nothing."""
+
+    rowcount = -1
+
     def fetchall(self) -> list[tuple[Any, ...]]:
         return self
 

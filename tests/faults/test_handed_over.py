@@ -111,7 +111,7 @@ async def test_a_body_that_outlasts_the_grace_is_done_by_another_worker(
     with workers(database_url, log, module=MODULE) as group:
         working = await group.start("shutdown_grace_seconds=1")
         async with app:
-            run = await app.start("body", 5.0)
+            run = await app.start("outlasting")
             await said(log, f"began {working.pid}")
             told_at = time.monotonic()
             working.process.terminate()

@@ -23,7 +23,7 @@ from tests.faults.payloads import Refused, any_text, is_same, plain, stored_form
 from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS
 
-EXAMPLES = 200 if IS_FULL else 15
+EXAMPLES = 200 if IS_FULL else 8
 TOGETHER = 12
 # Two texts may be the same one.
 NAMED = (Unserialisable, InvalidInput, LimitExceeded, SignalConflict)

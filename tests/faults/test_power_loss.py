@@ -87,7 +87,12 @@ def expected(n: int) -> list[str]:
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("durability", ["strict", "process"])
 async def test_what_was_acknowledged_outlives_the_power(
-    sqlite_url: str, tmp_path: Path, durability: str, monkeypatch: pytest.MonkeyPatch, report: Report
+    sqlite_url: str,
+    tmp_path: Path,
+    durability: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    report: Report,
 ) -> None:
     monkeypatch.setattr(sqlite_backend, "CHECKPOINT_BYTES", 150_000)
     monkeypatch.setattr(sqlite_backend, "CHECKPOINT_PAUSE_SECONDS", 0.02)
@@ -106,6 +111,7 @@ async def test_what_was_acknowledged_outlives_the_power(
             taken = await work_and_cut(disk, path, durability, acknowledged, rng)
             syncs += disk.syncs
         assert len(acknowledged.ends) == RUNS
+        assert "failed" not in caplog.text, "this disk cannot do what agentflow asks of it"
         for cut in taken:
             missing = check(restore(cut, tmp_path / "found"), cut, acknowledged)
             assert not missing or durability == "process", missing

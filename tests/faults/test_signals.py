@@ -18,7 +18,7 @@ from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS, read_rows
 
 TASKS = 128
-ROUNDS = 1_000 if IS_FULL else 4
+ROUNDS = 1_000 if IS_FULL else 2
 ROUNDS_OF_A_RUN = 20
 
 

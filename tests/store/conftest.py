@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from agentflow.store.protocol import Store
-from tests.migrated import empty, url_of
+from tests.migrated import Emptying, url_of
 from tests.store.support import World, make_store, with_worker
 
 
@@ -26,7 +26,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres(postgres_admin_url: str) -> Iterator[str]:
+def migrated_postgres(postgres_admin_url: str) -> Iterator[Emptying]:
     name = "agentflow_store_tests"
     asyncio.run(
         _execute(
@@ -35,9 +35,10 @@ def migrated_postgres(postgres_admin_url: str) -> Iterator[str]:
             f'CREATE DATABASE "{name}" TEMPLATE template0',
         )
     )
-    url = url_of(postgres_admin_url, name)
-    asyncio.run(_migrate(url))
-    yield url
+    emptying = Emptying(url_of(postgres_admin_url, name))
+    asyncio.run(_migrate(emptying.url))
+    yield emptying
+    emptying.close()
     asyncio.run(_execute(postgres_admin_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
@@ -48,9 +49,9 @@ def sqlite_ready(tmp_path: Path, migrated_sqlite: Path) -> str:
 
 
 @pytest.fixture
-def postgres_ready(migrated_postgres: str) -> str:
-    asyncio.run(empty(migrated_postgres))
-    return migrated_postgres
+def postgres_ready(migrated_postgres: Emptying) -> str:
+    migrated_postgres.empty()
+    return migrated_postgres.url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

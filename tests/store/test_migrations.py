@@ -203,6 +203,20 @@ def test_opening_an_up_to_date_file_does_not_import_alembic(sqlite_ready: str) -
     subprocess.run([sys.executable, "-c", code, sqlite_ready], check=True)
 
 
+def test_migrating_an_up_to_date_postgresql_database_does_not_import_alembic(postgres_ready: str) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from agentflow.settings import Settings\n"
+        "from agentflow.store.opening import open_store\n"
+        "async def main():\n"
+        "    store = open_store(sys.argv[1], settings=Settings())\n"
+        "    await store.open(migrate=True); await store.close()\n"
+        "asyncio.run(main())\n"
+        "assert 'asyncpg' in sys.modules and 'alembic' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, postgres_ready], check=True)
+
+
 def test_without_its_driver_postgresql_says_what_to_install() -> None:
     code = (
         "import sys\n"

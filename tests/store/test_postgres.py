@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
+from agentflow.store import postgres_connection
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operations import apply
@@ -29,6 +31,7 @@ from agentflow.store.protocol import (
     Suspend,
 )
 from agentflow.store.transaction import Transaction
+from tests.migrated import Emptying
 from tests.store.support import APP, FUNCTION, NEVER, World, a_step, a_wait, make_store, until, with_worker
 
 Connection = asyncpg.Connection
@@ -414,8 +417,8 @@ async def test_listening_again_after_a_cut_wakes_everything(
     assert (await asyncio.wait_for(heard.get(), 10)).kind is HintKind.ANY
 
 
-async def test_a_store_opens_by_a_unix_socket(postgres_server: Any, migrated_postgres: str) -> None:
-    name = migrated_postgres.rsplit("/", 1)[1]
+async def test_a_store_opens_by_a_unix_socket(postgres_server: Any, migrated_postgres: Emptying) -> None:
+    name = urlsplit(migrated_postgres.url).path.strip("/")
     store = make_store(postgres_server.socket_url(name))
     await store.open()
     try:
@@ -423,6 +426,25 @@ async def test_a_store_opens_by_a_unix_socket(postgres_server: Any, migrated_pos
         assert await store.queries.get_run("nothing") is None
     finally:
         await store.close()
+
+
+async def test_what_an_array_is_is_asked_once_by_a_process(
+    postgres_ready: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connection, "_types", {})
+    asked: list[int] = []
+    for _ in range(2):
+        connection, told = await connect(postgres_ready), list[str]()
+        connection.add_query_logger(lambda record, told=told: told.append(record.query))
+        try:
+            row = await connection.fetchrow("SELECT $1::bigint[], $2::bool[]", [1, None, 3], [True])
+            assert tuple(row) == ([1, None, 3], [True])
+            [record] = await connection.fetch("SELECT ARRAY[1.5::float8]")
+            assert record[0] == [1.5]
+        finally:
+            await connection.close()
+        asked.append(len(told))
+    assert asked[0] > asked[1] == 2
 
 
 async def test_bulk_is_one_statement_per_batch(world: World) -> None:
