@@ -86,16 +86,18 @@ class BodyAttempt:
         return not self._runner.is_over
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
-        job = self._threads.submit(contextvars.copy_context().run, fn)
+        job = self._threads.submit(contextvars.copy_context().run, _outcome_of, fn)
         self._thread = asyncio.wrap_future(job)
         self._thread.add_done_callback(_retrieve)
         try:
             # A thread cannot be stopped: the await may be cancelled, the thread's future must not be.
-            result: R = await asyncio.shield(self._thread)
+            result, error = await asyncio.shield(self._thread)
         except asyncio.CancelledError:
             job.cancel()  # unless it has begun: then its result is dropped
             raise
-        return result
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
 
     async def thread_ended(self) -> None:
         """Wait until the thread of an attempt that timed out has ended, before another one begins."""
@@ -244,6 +246,14 @@ def _awaited(limit: ModelRateLimit, because: str) -> str:
         return f"{limit.provider}, which has answered that there are too many calls"
     most = limit.requests if because == "requests" else limit.tokens
     return f"its turn at {limit.provider}: {most} {because} in {parse_duration(limit.period)} are the limit"
+
+
+def _outcome_of(fn: Callable[[], R]) -> tuple[R, None] | tuple[None, Exception]:
+    """What `fn` gives, or raises: a value too, since no future can hold a StopIteration (it would never be done)"""
+    try:
+        return fn(), None
+    except Exception as error:
+        return None, error
 
 
 def _retrieve(thread: asyncio.Future[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import threading
 import time
@@ -770,3 +771,28 @@ async def test_a_retry_after_with_a_wrong_duration_does_not_hang_the_run(databas
         run = await h.start(f)
         await h.advance("1d")
         assert await run.result(10) in {"InvalidInput", "RetryAfter"}
+
+
+@pytest.mark.parametrize("error", [StopIteration, concurrent.futures.CancelledError])
+async def test_what_no_future_can_hold_is_an_ordinary_failure_of_a_sync_body(
+    database_url: str, error: type[Exception]
+) -> None:
+    app, called = App("t"), []
+
+    def body() -> None:  # next() of an iterator that is empty, a job of the user's own pool that was cancelled
+        called.append(step_info().attempt)
+        raise error
+
+    @app.function(retries=1)
+    async def f(ctx: Context[None], step: Step) -> str:
+        try:
+            await step.run("call", body)
+        except StepError as failed:
+            return failed.message
+        return "no error"
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(f)
+        await asyncio.wait_for(h.advance("1h"), 20)
+        assert await run.result(10) == ("coroutine raised StopIteration" if error is StopIteration else "")
+    assert called == [0, 1]
