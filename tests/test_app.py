@@ -45,6 +45,8 @@ def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
         ({"retries": 21}, "function 'f': retries=21"),
         ({"retries": -1}, "function 'f': retries=-1"),
         ({"retry": "often"}, "function 'f': retry='often'"),
+        ({"step_timeout": "soon"}, "function 'f': step_timeout='soon': 'soon' is not a duration"),
+        ({"step_timeout": -1}, "function 'f': step_timeout=-1: -1 is negative"),
         ({"on": ""}, "function 'f': on='' names no event"),
         ({"on": ["e"] * 11}, "function 'f' has 11 triggers"),
         ({"on": [3]}, "function 'f': on=3 is no trigger"),
