@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from agentflow.approvals import Approval, ApprovalRules, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
-from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return
+from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, size_of
 from agentflow.durations import Duration, parse_duration, to_micros
 from agentflow.errors import ConfigurationError, InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
@@ -145,7 +145,7 @@ class Step:
 
         async def publish(attempt: Attempt) -> None:
             message = {"topic": validate_id(topic, "topic"), "data": data}
-            size = len(PLAIN.encode(message, f"the message of step {key!r}"))
+            size = size_of(PLAIN.encode(message, f"the message of step {key!r}"))
             most = self._runner.settings.max_event_bytes
             if size > most:
                 raise LimitExceeded(

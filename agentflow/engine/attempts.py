@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentflow.budgets import exceeded
 from agentflow.clock import to_datetime
-from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
 from agentflow.engine.reading import undisturbed
 from agentflow.engine.streams import RunStream
 from agentflow.errors import ConfigurationError, NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.flow import Budget, Key, ModelRateLimit
-from agentflow.ids import validate_id
+from agentflow.starts import signal_data
 from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
     AlreadyBuffered,
@@ -216,13 +215,13 @@ class BodyAttempt:
     async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None:
         runner = self._runner
         now = runner.now()
-        validate_id(name, "signal name")
+        text = signal_data(name, data, settings=runner.settings)
         answer = await self._commit(
             SendSignal(
                 # The step's own name: played again after a crash it finds what it did before.
                 id=f"{runner.run_id}:{self.key}",
                 name=name,
-                data=PLAIN.encode(data, f"the data of signal {name!r}"),
+                data=text,
                 now=now,
                 buffer_until=None if buffer is None else now + to_micros(buffer),
                 run=runner.run_key,
