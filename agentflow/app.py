@@ -488,33 +488,52 @@ class AppWorker:
         self._app = app
         self._concurrency = concurrency
         self._worker: Worker | None = None
+        self._was_started = False
+        self._is_to_stop = False
+        self._changing = (
+            asyncio.Lock()
+        )  # to stop a worker that is just starting is to wait until it has started
 
     async def run(self) -> None:
-        """Work until `stop` is called."""
+        """Work until `stop` is called, or this is cancelled, which stops it too."""
         await self.start()
-        assert self._worker is not None
-        await self._worker.stopped()
+        if self._worker is not None:
+            try:
+                await self._worker.stopped()
+            finally:
+                await self.stop()
 
     async def start(self) -> None:
-        """Begin to work, and return."""
-        if self._worker is not None:
+        """Begin to work, and return. One that was told to stop before does not begin."""
+        if self._was_started:
             raise ConfigurationError("this worker was started before: make a new one with app.worker()")
-        await self._app.open()
-        try:
-            self._worker = self._app.engine_worker(self._concurrency)
-            await self._worker.start()
-        except BaseException:
-            await self._app.close()
-            raise
+        self._was_started = True
+        async with self._changing:
+            if self._is_to_stop:
+                return
+            await self._app.open()
+            try:
+                worker = self._app.engine_worker(self._concurrency)
+                try:
+                    await worker.start()
+                except BaseException:
+                    await worker.stop()  # it may hold a lease by now
+                    raise
+            except BaseException:
+                await self._app.close()
+                raise
+            self._worker = worker
 
     async def stop(self) -> None:
         """Take no more runs, hand over those without a running body, give the others their grace, and end."""
-        if self._worker is None or self._worker.is_stopping:
-            return
-        try:
-            await self._worker.stop()
-        finally:
-            await self._app.close()
+        self._is_to_stop = True
+        async with self._changing:
+            if self._worker is None or self._worker.is_stopping:
+                return
+            try:
+                await self._worker.stop()
+            finally:
+                await self._app.close()
 
     @property
     def running(self) -> int:

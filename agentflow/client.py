@@ -32,7 +32,15 @@ from agentflow.ids import is_storable, new_id, validate_id, validate_text
 from agentflow.principals import Principal
 from agentflow.runs import Page, Run, RunStatus, StepRecord
 from agentflow.settings import Settings
-from agentflow.starts import KEY_LIFETIME, encode_input, local_infos, new_event, new_run, rerun_of
+from agentflow.starts import (
+    KEY_LIFETIME,
+    encode_input,
+    local_infos,
+    new_event,
+    new_run,
+    rerun_of,
+    signal_data,
+)
 from agentflow.step import EventLike, as_events
 from agentflow.store.protocol import (
     Cancelled,
@@ -157,13 +165,13 @@ class Client:
 
     async def signal(self, name: str, data: Any = None, *, buffer: Duration | None = None) -> str | None:
         """Resolve the one waiter of that name. See `App.signal`."""
-        validate_id(name, "signal name")
+        text = signal_data(name, data, settings=self.settings)
         now = self.clock.now()
         answer = await self.store.submit(
             SendSignal(
                 id=new_id("sig", now),
                 name=name,
-                data=PLAIN.encode(data, f"the data of signal {name!r}"),
+                data=text,
                 now=now,
                 buffer_until=None if buffer is None else now + to_micros(buffer),
             )

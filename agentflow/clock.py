@@ -123,8 +123,10 @@ def to_datetime(micros: int) -> datetime:
 def from_datetime(value: datetime) -> int:
     """Microseconds since the epoch.
 
-    A naive datetime means another instant on each machine: `InvalidInput`.
+    A naive datetime means another instant on each machine: `InvalidInput`, as for what is no datetime.
     """
+    if not isinstance(value, datetime):
+        raise InvalidInput(f"{value!r} is a {type(value).__name__}, it has to be a datetime with a time zone")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidInput(
             f"{value.isoformat()} has no time zone: write datetime(..., tzinfo=UTC) or .astimezone()"

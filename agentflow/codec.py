@@ -233,6 +233,11 @@ def loads(text: str | bytes) -> Any:
     return value
 
 
+def size_of(text: str) -> int:
+    """How many bytes a JSON text has where it is stored: limits are of bytes, not of characters."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def check_depth(value: object) -> None:
     """Raise `InvalidInput` when a JSON value is nested over 100 deep."""
     if is_too_deep(value):

@@ -17,8 +17,8 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from agentflow.admission import gate_limits, rules_as_json, rules_from_json
 from agentflow.codec import Codec, codec_for
 from agentflow.context import Context
-from agentflow.durations import Duration, to_micros
-from agentflow.errors import ConfigurationError, NotFound
+from agentflow.durations import Duration, parse_duration, to_micros
+from agentflow.errors import ConfigurationError, InvalidInput, NotFound
 from agentflow.events import EventTrigger
 from agentflow.expressions import BOTH_EVENTS, Expression
 from agentflow.flow import CancelOn, RunFailure, Timeouts
@@ -83,6 +83,11 @@ class FunctionConfig:
             raise ConfigurationError(
                 f"retries={self.retries!r}: give a number of retries, 0 to {MOST_RETRIES}"
             )
+        if self.step_timeout is not None:
+            try:
+                parse_duration(self.step_timeout)
+            except InvalidInput as error:
+                raise ConfigurationError(f"step_timeout={self.step_timeout!r}: {error}") from None
         if not isinstance(self.timeouts, Timeouts | None):
             raise ConfigurationError(f"timeouts={self.timeouts!r}: give Timeouts(start=..., finish=...)")
         for rule in self.cancel_on:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from agentflow.admission import admitted, gated
 from agentflow.clock import NEVER, from_datetime, to_datetime
-from agentflow.codec import PLAIN, digest, loads
+from agentflow.codec import PLAIN, digest, loads, size_of
 from agentflow.durations import to_micros
 from agentflow.errors import ConfigurationError, InvalidInput, LimitExceeded
 from agentflow.events import Event, EventTrigger
@@ -24,7 +24,7 @@ from agentflow.functions import (
     flow_of,
     start_within_of,
 )
-from agentflow.ids import derived_id, new_id, validate_text
+from agentflow.ids import derived_id, new_id, validate_id, validate_text
 from agentflow.matching import MISSING, correlation, correlations, find
 from agentflow.settings import Settings
 from agentflow.store.protocol import (
@@ -200,6 +200,18 @@ def tick_input(schedule: Schedule, nominal: Micros) -> Json:
     return json.dumps({"nominal_at": schedule.local(nominal).isoformat()})
 
 
+def signal_data(name: str, data: object, *, settings: Settings) -> Json:
+    """A signal's data as they are stored. They become the output of the step that waits, and are held to its limit."""
+    validate_id(name, "signal name")
+    text = PLAIN.encode(data, f"the data of signal {name!r}")
+    if size_of(text) > settings.max_step_bytes:
+        raise LimitExceeded(
+            f"signal {name!r} has {size_of(text)} bytes of data, over the limit of {settings.max_step_bytes} "
+            "(Settings.max_step_bytes)"
+        )
+    return text
+
+
 def new_event(
     event: Event,
     *,
@@ -218,9 +230,9 @@ def new_event(
     if event.id is not None:
         validate_text(event.id, "event id")
     data = PLAIN.encode(event.data, f"the data of event {event.name!r}")
-    if len(data) > settings.max_event_bytes:
+    if size_of(data) > settings.max_event_bytes:
         raise LimitExceeded(
-            f"event {event.name!r} has {len(data)} bytes of data, over the limit of {settings.max_event_bytes} "
+            f"event {event.name!r} has {size_of(data)} bytes of data, over the limit of {settings.max_event_bytes} "
             "(Settings.max_event_bytes)"
         )
     stored_id = event_id or new_id("evt", now)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from agentflow.approvals import Approval, ApprovalRules, Decision, approval_digest
 from agentflow.clock import NEVER, from_datetime
-from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return
+from agentflow.codec import PLAIN, Codec, canonical_json, codec_for, codec_for_return, size_of
 from agentflow.durations import Duration, parse_duration, to_micros
 from agentflow.errors import ConfigurationError, InvalidInput, InvokeTimeout, LimitExceeded
 from agentflow.events import Event, Signal
@@ -102,6 +102,8 @@ class Step:
             order = await step.run("load order", load_order, order_id)
         """
         key = self._runner.take_key(self._scope, id)
+        if not callable(fn):
+            raise _not_callable(key, fn)
         is_coroutine, codec = _known(fn)
         if output is not None:
             codec = codec_for(output, coerce=True)
@@ -143,7 +145,7 @@ class Step:
 
         async def publish(attempt: Attempt) -> None:
             message = {"topic": validate_id(topic, "topic"), "data": data}
-            size = len(PLAIN.encode(message, f"the message of step {key!r}"))
+            size = size_of(PLAIN.encode(message, f"the message of step {key!r}"))
             most = self._runner.settings.max_event_bytes
             if size > most:
                 raise LimitExceeded(
@@ -196,6 +198,7 @@ class Step:
         key = self._runner.take_key(self._scope, id)
 
         def plan(_: str) -> WaitPlan:
+            _check_event_name(event)
             return WaitPlan(
                 name=validate_text(event, "event name"),
                 topic=event,
@@ -228,6 +231,7 @@ class Step:
         codec = PLAIN if output is None else codec_for(output)
 
         def plan(_: str) -> WaitPlan:
+            _check_choice("on_conflict", on_conflict, "fail", "replace")
             return WaitPlan(
                 name=validate_id(signal, "signal name"),
                 topic=signal,
@@ -262,6 +266,10 @@ class Step:
         key = self._runner.take_key(self._scope, id)
 
         def plan(_: str) -> WaitPlan:
+            if not isinstance(title, str):
+                raise InvalidInput(
+                    f"title={title!r} of an approval is a {type(title).__name__}, it has to be a str"
+                )
             deadline = self._deadline(key, policy.timeout)
             approval_id = new_secret_id()
             request = NewApproval(
@@ -314,6 +322,7 @@ class Step:
         child_id = child_run_id(runner.run_id, key)
 
         async def plan(key: str) -> WaitPlan:
+            _check_choice("on_timeout", on_timeout, "leave", "cancel")
             resolved = await runner.resolve_target(target)
             child = child_run(
                 resolved, data, run_id=child_id, parent=runner, parent_key=None if detach else key
@@ -440,6 +449,27 @@ def _known(fn: Callable[..., Any]) -> tuple[bool, Codec[Any]]:
 _functions: WeakKeyDictionary[FunctionType, tuple[bool, Codec[Any]]] = WeakKeyDictionary()
 
 
+def _not_callable(key: str, fn: object) -> ConfigurationError:
+    called = inspect.iscoroutine(fn)
+    if called:
+        fn.close()  # type: ignore[attr-defined]  # else Python warns that nobody has awaited it
+    what = "a coroutine: the function is called already" if called else f"{fn!r}, which is no function"
+    return ConfigurationError(
+        f"step {key!r} is given {what}; give the function itself, then its arguments: "
+        "step.run(id, function, argument)"
+    )
+
+
+def _check_event_name(name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"event={name!r} names no event: give the name of the one to wait for")
+
+
+def _check_choice(name: str, value: object, *choices: str) -> None:
+    if value not in choices:
+        raise InvalidInput(f"{name}={value!r}: write {' or '.join(map(repr, choices))}")
+
+
 def _name_or_none(name: str, what: str) -> str | None:
     """The name a step is shown with; of one that is not legal the body says so, as the step's outcome."""
     try:
@@ -452,6 +482,10 @@ def as_events(given: EventLike | Sequence[EventLike]) -> list[Event]:
     """Events from what a user may give. Raises `InvalidInput`."""
     single = isinstance(given, Event | dict)
     codec: Codec[list[Event]] = codec_for(list[Event])
+    if not single and not isinstance(given, Iterable):
+        raise InvalidInput(
+            f"{given!r} is no event: give an Event, a dict with name and data, or a list of them"
+        )
     return codec.validate([given] if single else list(given))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import App, Context, Step, cron, handles, on_event
+from agentflow import App, Context, RunStatus, Step, cron, handles, on_event
 from agentflow.errors import ConfigurationError, NotFound
 from agentflow.flow import Throttle
 
@@ -45,6 +45,8 @@ def test_two_functions_of_one_id_are_refused_with_both_places() -> None:
         ({"retries": 21}, "function 'f': retries=21"),
         ({"retries": -1}, "function 'f': retries=-1"),
         ({"retry": "often"}, "function 'f': retry='often'"),
+        ({"step_timeout": "soon"}, "function 'f': step_timeout='soon': 'soon' is not a duration"),
+        ({"step_timeout": -1}, "function 'f': step_timeout=-1: -1 is negative"),
         ({"on": ""}, "function 'f': on='' names no event"),
         ({"on": ["e"] * 11}, "function 'f' has 11 triggers"),
         ({"on": [3]}, "function 'f': on=3 is no trigger"),
@@ -162,6 +164,39 @@ async def test_a_worker_opens_the_app_for_as_long_as_it_works(sqlite_url: str) -
         _ = app.runs
     with pytest.raises(ConfigurationError, match="started before"):
         await worker.start()
+
+
+async def test_a_worker_that_is_told_to_stop_before_it_has_started_does_not_work(database_url: str) -> None:
+    app = App("t", database_url=database_url)
+    app.function("f")(plain)
+    await app.migrate()
+    never = app.worker()
+    await never.stop()
+    await asyncio.wait_for(never.run(), 20)
+
+    worker = app.worker()
+    working = asyncio.create_task(worker.run())
+    await asyncio.sleep(0)  # it begins to open the App
+    await worker.stop()
+    await asyncio.wait_for(working, 20)
+    with pytest.raises(ConfigurationError, match="not open"):
+        await app.start("f", 1)
+
+
+async def test_a_worker_whose_run_is_cancelled_stops(database_url: str) -> None:
+    app = App("t", database_url=database_url)
+    app.function("f")(plain)
+    await app.migrate()
+    async with app:
+        working = asyncio.create_task(app.worker().run())
+        assert await (await app.start("f", 1)).result(20) == 1
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        assert await (await app.start("f", 2)).status() is RunStatus.QUEUED
+        async with app.running():
+            pass
+        assert await (await app.start("f", 3)).status() is RunStatus.QUEUED
 
 
 async def test_two_workers_share_the_runs_of_one_app(database_url: str) -> None:

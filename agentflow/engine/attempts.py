@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentflow.budgets import exceeded
 from agentflow.clock import to_datetime
-from agentflow.codec import PLAIN
 from agentflow.durations import parse_duration, to_micros
 from agentflow.engine.reading import undisturbed
 from agentflow.engine.streams import RunStream
 from agentflow.errors import ConfigurationError, NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.flow import Budget, Key, ModelRateLimit
-from agentflow.ids import validate_id
+from agentflow.starts import signal_data
 from agentflow.step_runner import NotYet
 from agentflow.store.protocol import (
     AlreadyBuffered,
@@ -86,16 +85,18 @@ class BodyAttempt:
         return not self._runner.is_over
 
     async def in_thread(self, fn: Callable[[], R]) -> R:
-        job = self._threads.submit(contextvars.copy_context().run, fn)
+        job = self._threads.submit(contextvars.copy_context().run, _outcome_of, fn)
         self._thread = asyncio.wrap_future(job)
         self._thread.add_done_callback(_retrieve)
         try:
             # A thread cannot be stopped: the await may be cancelled, the thread's future must not be.
-            result: R = await asyncio.shield(self._thread)
+            result, error = await asyncio.shield(self._thread)
         except asyncio.CancelledError:
             job.cancel()  # unless it has begun: then its result is dropped
             raise
-        return result
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
 
     async def thread_ended(self) -> None:
         """Wait until the thread of an attempt that timed out has ended, before another one begins."""
@@ -214,13 +215,13 @@ class BodyAttempt:
     async def send_signal(self, name: str, data: Any, buffer: timedelta | None) -> str | None:
         runner = self._runner
         now = runner.now()
-        validate_id(name, "signal name")
+        text = signal_data(name, data, settings=runner.settings)
         answer = await self._commit(
             SendSignal(
                 # The step's own name: played again after a crash it finds what it did before.
                 id=f"{runner.run_id}:{self.key}",
                 name=name,
-                data=PLAIN.encode(data, f"the data of signal {name!r}"),
+                data=text,
                 now=now,
                 buffer_until=None if buffer is None else now + to_micros(buffer),
                 run=runner.run_key,
@@ -244,6 +245,14 @@ def _awaited(limit: ModelRateLimit, because: str) -> str:
         return f"{limit.provider}, which has answered that there are too many calls"
     most = limit.requests if because == "requests" else limit.tokens
     return f"its turn at {limit.provider}: {most} {because} in {parse_duration(limit.period)} are the limit"
+
+
+def _outcome_of(fn: Callable[[], R]) -> tuple[R, None] | tuple[None, Exception]:
+    """What `fn` gives, or raises: a value too, since no future can hold a StopIteration (it would never be done)"""
+    try:
+        return fn(), None
+    except Exception as error:
+        return None, error
 
 
 def _retrieve(thread: asyncio.Future[Any]) -> None:

@@ -65,7 +65,7 @@ class Conclusion:
                     output = runner.function.output_codec.encode(
                         value, f"the output of {runner.function.id!r}"
                     )
-                    runner.journal.check_size("output", output)
+                    runner.journal.check_size(None, output)
                 except (Unserialisable, LimitExceeded) as error:
                     return await self._fail(error)
                 return await self._finish(verdict, Status.COMPLETED, output=output)

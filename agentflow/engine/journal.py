@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentflow.codec import size_of
 from agentflow.errors import LimitExceeded
 from agentflow.settings import Settings
 from agentflow.store.protocol import ClaimedRun, Json, ModelCall, StoredAttempt, StoredStep, StoredWait
@@ -101,17 +102,18 @@ class Journal:
             )
         self._begun.add(key)
 
-    def check_size(self, key: str, output: Json, *, limit: int | None = None) -> None:
-        """Raise `LimitExceeded` when a step's output, or with it the run, would be too large."""
+    def check_size(self, key: str | None, output: Json, *, limit: int | None = None) -> None:
+        """Raise `LimitExceeded` if a step's output (no key: the function's), or with it the run, is too large."""
         most = limit or self._settings.max_step_bytes
         size = _size(output)
+        whose = "the function" if key is None else f"step {key!r}"
         if size > most:
             raise LimitExceeded(
-                f"the output of step {key!r} has {size} bytes, over the limit of {most} (Settings.max_step_bytes)"
+                f"the output of {whose} has {size} bytes, over the limit of {most} (Settings.max_step_bytes)"
             )
         if self._size + size > self._settings.max_run_bytes:
             raise LimitExceeded(
-                f"with the output of step {key!r} the run has {self._size + size} bytes, over the limit of "
+                f"with the output of {whose} the run has {self._size + size} bytes, over the limit of "
                 f"{self._settings.max_run_bytes} (Settings.max_run_bytes)"
             )
 
@@ -135,4 +137,4 @@ class Journal:
 
 
 def _size(output: Json | None) -> int:
-    return 0 if output is None else len(output)
+    return 0 if output is None else size_of(output)

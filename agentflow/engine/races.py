@@ -111,6 +111,7 @@ class Races:
             return
         branch = current_branch()
         if branch is not None and branch.scope.startswith(self.withdrawn):
+            branch.swallowed += 1
             raise asyncio.CancelledError(f"step {key!r} is withdrawn: its race is decided")
         raise ConfigurationError(
             f"step {key!r} of run {self._runner.run_id} was called with the Step of a race's branch, after the race: "

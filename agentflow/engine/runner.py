@@ -216,6 +216,7 @@ class Runner:
         branch = current_branch()
         if branch is not None and branch.owner is self:
             self._told.add(branch)
+            branch.swallowed += 1
         return Suspend(f"run {self.run_id} leaves memory")
 
     def _begin(self) -> None:
@@ -311,7 +312,7 @@ class Runner:
         )
         name = branch.within(scope) + own
         key = make_key(name, branch.next_ordinal(name), branch.path)
-        if self.races.withdrawn:
+        if self.races.withdrawn and not branch.is_deaf:
             self.races.check(key)
         if self._order is not None:
             self._order.called(key, branch.scope + branch.path)
@@ -330,9 +331,9 @@ class Runner:
             )
             self._decide_from_anywhere(Raised(error))
             raise error
-        if self.is_over:
-            raise self.unwinding()
         branch = current_branch()
+        if self.is_over and not (branch is not None and branch.is_deaf):
+            raise self.unwinding()
         if branch is None or branch.owner is not self:
             raise ConfigurationError(
                 f"step {step_id!r} of run {self.run_id} was called outside of the run's own tasks "
@@ -343,6 +344,8 @@ class Runner:
     # ----------------------------------------------------------------------------------------- its steps
 
     async def perform(self, key: str, body: Body) -> Any:
+        if self.is_over or self.races.withdrawn:
+            await self._stop(key)
         known = self._look_up(key)
         try:
             if known is None:
@@ -358,6 +361,8 @@ class Runner:
         return self._open(known, body.codec.decode)
 
     async def wait(self, key: str, wait: Wait) -> Any:
+        if self.is_over or self.races.withdrawn:
+            await self._stop(key)
         known = self._look_up(key)
         try:
             if known is None:
@@ -375,6 +380,8 @@ class Runner:
         return self._open(known, wait.decode)
 
     async def race(self, key: str, contenders: Contenders) -> tuple[str, Any]:
+        if self.is_over or self.races.withdrawn:
+            await self._stop(key)
         known = self._look_up(key)
         try:
             if known is None:
@@ -388,6 +395,14 @@ class Runner:
             raise
         winner: tuple[str, Any] = self._open(known, lambda text: winner_of(text, contenders))
         return winner
+
+    async def _stop(self, key: str) -> None:
+        """Raise what ends a step's code, as `check_goes_on`; a task that goes on whatever is raised stands still."""
+        branch = current_branch()
+        if branch is not None and branch.is_deaf and (self.is_over or self.races.has_withdrawn(key)):
+            # To raise once more would be to hold up the whole process: its loop would never end.
+            await self.settling.block(self._loop.create_future())
+        self.check_goes_on(key)
 
     def check_goes_on(self, key: str) -> None:
         """Raise what ends a step's code where nothing may come of it any more."""

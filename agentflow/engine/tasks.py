@@ -28,13 +28,16 @@ class TaskOwner(Protocol):
     def drop_branch(self, branch: Branch) -> None: ...
 
 
+MOST_SWALLOWED = 100
+
+
 class Branch:
     """A task of a run. `path` is `""` for the function's own task, then `"0"`, `"1.2"`.
 
     A branch of a race begins anew: its own path is `""`, and the keys in it and its tasks begin with its `scope`.
     """
 
-    __slots__ = ("children", "counts", "owner", "path", "scope", "task")
+    __slots__ = ("children", "counts", "owner", "path", "scope", "swallowed", "task")
 
     def __init__(self, owner: TaskOwner, path: str = "", *, scope: str = "") -> None:
         self.owner = owner
@@ -43,6 +46,13 @@ class Branch:
         self.children = 0
         self.counts: dict[str, int] = {}
         self.task: Task[Any] | None = None
+        self.swallowed = 0
+        """How often its code was told to end and called a step all the same."""
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether its code will not end, however often it is told: it catches everything and begins anew."""
+        return self.swallowed > MOST_SWALLOWED
 
     def next_child(self) -> Branch:
         ordinal, self.children = self.children, self.children + 1

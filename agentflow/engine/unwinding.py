@@ -8,12 +8,14 @@ from asyncio import Future
 from collections.abc import Callable
 from typing import Any
 
-from agentflow.engine.tasks import CALM_TURNS, Branch, TaskState, state_of
+from agentflow.engine.tasks import CALM_TURNS, MOST_SWALLOWED, Branch, TaskState, state_of
 
 logger = logging.getLogger("agentflow.engine")
 
 LONGEST_UNWINDING = 10.0
-MOST_SWALLOWED = 100
+
+_abandoned: list[asyncio.Task[Any]] = []
+"""Held for good: the garbage collector would enter their code once more."""
 
 
 class Suspend(BaseException):
@@ -48,7 +50,7 @@ async def unwind(
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + LONGEST_UNWINDING
     calm = 0
-    while branches and loop.time() < give_up_at:
+    while any(not branch.is_deaf for branch in branches) and loop.time() < give_up_at:
         tasks = _tasks(branches)
         states = {state_of(task, futures) for task in tasks}
         calm = 0 if TaskState.READY in states else calm + 1
@@ -76,10 +78,13 @@ async def unwind(
         for task in _tasks(branches):
             task.cancel()
         await asyncio.sleep(0)
-    for branch in branches:
+    for task in _tasks(branches):
         logger.error(
-            "a task of a run that was taken down does not end; it swallows its cancellation: %r", branch.task
+            "a task of a run that was taken down does not end; it swallows its cancellation: %r", task
         )
+        # `asyncio.run` would wait for it when the process ends, for ever.
+        asyncio.tasks._unregister_task(task)  # as the manual's "Extending asyncio" has it
+        _abandoned.append(task)
 
 
 def _busy(branches: dict[Branch, None], futures: set[Future[Any]]) -> set[Branch]:

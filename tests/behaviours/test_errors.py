@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import threading
 import time
@@ -770,3 +771,74 @@ async def test_a_retry_after_with_a_wrong_duration_does_not_hang_the_run(databas
         run = await h.start(f)
         await h.advance("1d")
         assert await run.result(10) in {"InvalidInput", "RetryAfter"}
+
+
+@pytest.mark.parametrize("error", [StopIteration, concurrent.futures.CancelledError])
+async def test_what_no_future_can_hold_is_an_ordinary_failure_of_a_sync_body(
+    database_url: str, error: type[Exception]
+) -> None:
+    app, called = App("t"), []
+
+    def body() -> (
+        None
+    ):  # next() of an iterator that is empty, a job of the user's own pool that was cancelled
+        called.append(step_info().attempt)
+        raise error
+
+    @app.function(retries=1)
+    async def f(ctx: Context[None], step: Step) -> str:
+        try:
+            await step.run("call", body)
+        except StepError as failed:
+            return failed.message
+        return "no error"
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(f)
+        await asyncio.wait_for(h.advance("1h"), 20)
+        assert await run.result(10) == ("coroutine raised StopIteration" if error is StopIteration else "")
+    assert called == [0, 1]
+
+
+async def answer() -> int:
+    return 42
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "message"),
+    [
+        (lambda step: step.run("x", answer()), "ConfigurationError", "step 'x' is given a coroutine"),
+        (lambda step: step.run("x", 5), "ConfigurationError", "step 'x' is given 5, which is no function"),
+        (lambda step: step.sleep_until("x", "2030-01-01"), "InvalidInput", "'2030-01-01' is a str"),
+        (lambda step: step.wait_for_event("x", event="", timeout=1), "InvalidInput", "event='' names no"),
+        (lambda step: step.wait_for_event("x", event=None, timeout=1), "InvalidInput", "event=None names no"),
+        (
+            lambda step: step.wait_for_signal("x", signal="s", timeout=1, on_conflict="Replace"),
+            "InvalidInput",
+            "on_conflict='Replace': write 'fail' or 'replace'",
+        ),
+        (
+            lambda step: step.invoke("x", "f", timeout=1, on_timeout="stop"),
+            "InvalidInput",
+            "on_timeout='stop': write 'leave' or 'cancel'",
+        ),
+        (lambda step: step.approval("x", title=5), "InvalidInput", "title=5 of an approval is a int"),
+        (lambda step: step.send_event("x", None), "InvalidInput", "None is no event"),
+    ],
+)
+async def test_a_step_that_is_called_wrongly_fails_the_run_at_once_and_says_how(
+    database_url: str, call: Any, name: str, message: str
+) -> None:
+    app, entered = App("t"), [0]
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> None:
+        entered[0] += 1
+        await call(step)
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(f)
+        await h.advance("1m")
+        error = await failure_of(run)
+    assert (error.name, entered) == (name, [1])
+    assert message in error.message

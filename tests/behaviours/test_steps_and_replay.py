@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agentflow import App, Context, Settings, Step
+from agentflow import App, Context, Event, Settings, Step
 from agentflow.errors import (
     InvalidInput,
     LimitExceeded,
@@ -804,6 +804,43 @@ async def test_a_run_of_as_many_steps_as_allowed_completes(database_url: str) ->
         run = await h.start(f)
         await h.advance("1m")
         assert await run.result(10) == "done"
+
+
+async def test_limits_are_of_bytes_not_of_characters(database_url: str) -> None:
+    app = limited(max_step_bytes=1000, max_event_bytes=1000)
+
+    @app.function
+    async def f(ctx: Context[str], step: Step) -> str:
+        return "é" * 600 if ctx.data == "function" else await step.run("long", lambda: "é" * 600, output=str)
+
+    async with harness(app, database_url=database_url) as h:
+        for where, message in (
+            ("step", "the output of step 'long' has 1202 bytes, over the limit of 1000"),
+            ("function", "the output of the function has 1202 bytes, over the limit of 1000"),
+        ):
+            assert message in (await failure_of(await h.start(f, where))).message
+        with pytest.raises(LimitExceeded, match="event 'e' has 1208 bytes of data"):
+            await h.send(Event(name="e", data={"a": "é" * 600}))
+
+
+async def test_a_signals_data_are_held_to_the_limit_of_the_step_that_they_end(database_url: str) -> None:
+    app = limited(max_step_bytes=1000)
+
+    @app.function
+    async def f(ctx: Context[str], step: Step) -> int:
+        if ctx.data == "sends":
+            await step.send_signal("send", "large", "x" * 1001)
+        signal = await step.wait_for_signal("w", signal="large", timeout="1h")
+        return len(signal.data) if signal else 0
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(f, "waits")
+        await h.idle()
+        with pytest.raises(LimitExceeded, match=r"signal 'large' has 1003 bytes of data, .*max_step_bytes"):
+            await h.signal("large", "x" * 1001)
+        assert (await failure_of(await h.start(f, "sends"))).name == "LimitExceeded"
+        await h.signal("large", "x" * 900)
+        assert await run.result(10) == 900
 
 
 async def test_a_step_output_over_the_limit_fails_the_run_at_once(database_url: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from agentflow.app import App
 from agentflow.context import Context
+from agentflow.engine import races
 from agentflow.runs import RunStatus
 from agentflow.step import Step
 from agentflow.testing import harness
@@ -225,6 +226,52 @@ async def test_a_run_that_swallows_its_suspension_is_ended_all_the_same(sqlite_u
         assert await run.status() is RunStatus.WAITING
         await h.signal("go")
         assert await run.result(5) == 0
+
+
+@pytest.mark.parametrize("where", ["function", "loser"])
+async def test_code_that_catches_everything_for_ever_holds_up_neither_its_run_nor_the_process(
+    sqlite_url: str, where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(races, "LONGEST_UNWINDING", 0.2)
+    app = App("t")
+
+    async def wait_whatever_comes(step: Step) -> str:
+        while True:
+            try:
+                await step.wait_for_signal("w", signal="go", timeout="1d")
+                return "went on"
+            except BaseException:
+                continue
+
+    async def short(step: Step) -> str:
+        await step.run("first", int)
+        return "won"
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> str:
+        if where == "function":
+            return await wait_whatever_comes(step)
+        _, value = await step.race("race", loser=wait_whatever_comes, short=short)
+        await step.sleep("nap", "1h")
+        return str(value)
+
+    async def use() -> str:
+        async with harness(app, database_url=sqlite_url) as h:
+            run = await h.start(f)
+            await h.idle()
+            if where == "function":
+                assert await run.status() is RunStatus.WAITING
+                await h.signal("go")
+            else:
+                assert await run.status() is RunStatus.SLEEPING
+                await h.advance("1h")
+            return await run.result(5)
+
+    # A loop of its own: `asyncio.run` waits for the tasks that are left, and has to end.
+    assert await asyncio.wait_for(asyncio.to_thread(asyncio.run, use()), 50) == (
+        "went on" if where == "function" else "won"
+    )
+    assert "it swallows its cancellation" in caplog.text
 
 
 async def test_a_failing_sibling_withdraws_the_wait(database_url: str) -> None:
