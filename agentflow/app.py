@@ -490,9 +490,8 @@ class AppWorker:
         self._worker: Worker | None = None
         self._was_started = False
         self._is_to_stop = False
-        self._changing = (
-            asyncio.Lock()
-        )  # to stop a worker that is just starting is to wait until it has started
+        self._changing = asyncio.Lock()
+        """To stop a worker that is just starting is to wait until it has started."""
 
     async def run(self) -> None:
         """Work until `stop` is called, or this is cancelled, which stops it too."""
