@@ -161,7 +161,9 @@ async def between(work: Work) -> Figures:
     async def signal_one(n: int) -> None:
         handle = await app.start(run, n)
         await _until(handle, "waiting")
-        await asyncio.sleep(0.02)  # hints between processes are gathered while there are many: this one is alone
+        await asyncio.sleep(
+            0.02
+        )  # hints between processes are gathered while there are many: this one is alone
         began = time.perf_counter()
         await app.signal(f"go-{n}")
         took.append(await handle.result() - began)
