@@ -78,6 +78,7 @@ _RUN_COLUMNS = (
     run.started_at,
     run.ended_at,
     run_io.tags,
+    function.paused_at,
 )
 _STEP_COLUMNS = tuple(step)
 _LARGEST_PAGE = 1000
@@ -113,9 +114,7 @@ class SqlQueries:
 
     async def get_run(self, run_id: str) -> Run | None:
         rows = await self._rows(
-            select(*_RUN_COLUMNS, run_io.input, run_io.output, run_io.error)
-            .join_from(run.id.table, run_io.run_id.table, run_io.run_id == run.id)
-            .where(run.id == run_id)
+            _runs().add_columns(run_io.input, run_io.output, run_io.error).where(run.id == run_id)
         )
         if not rows:
             return None
@@ -490,7 +489,13 @@ def _asks_for_the_impossible(error: BaseException | None) -> bool:
 
 def _runs() -> Select[Any]:
     table: Table = run.id.table
-    return select(*_RUN_COLUMNS).select_from(table).join(run_io.run_id.table, run_io.run_id == run.id)
+    its_function = and_(function.app == run.app, function.id == run.function)
+    return (
+        select(*_RUN_COLUMNS)
+        .select_from(table)
+        .join(run_io.run_id.table, run_io.run_id == run.id)
+        .outerjoin(function.id.table, its_function)
+    )
 
 
 def _open_attempts(which: ColumnElement[bool]) -> Select[Any]:

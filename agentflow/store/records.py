@@ -52,7 +52,7 @@ def run_record(row: Row, waiting: WaitingByRun, *, payloads: bool) -> Run:
         app=row["app"],
         function=row["function"],
         status=RunStatus(Status(row["status"]).name.lower()),
-        reason=row["reason"],
+        reason=row["reason"] or _held_back(row),
         tags=_texts(row["tags"]),
         parent_id=row["parent_id"],
         root_id=row["root_id"],
@@ -63,6 +63,14 @@ def run_record(row: Row, waiting: WaitingByRun, *, payloads: bool) -> Run:
         waiting=waiting.get(row["id"], []),
         **shown,
     )
+
+
+def _held_back(row: Row) -> str | None:
+    """Why nobody goes on with it, where that is not told by the run itself."""
+    stays = (
+        row["paused_at"] is not None and row["status"] < Status.COMPLETED and row["status"] != Status.RUNNING
+    )
+    return f"the function {row['function']!r} is paused" if stays else None
 
 
 def waiting_by_run(waits: Sequence[Row], attempts: Sequence[Row]) -> WaitingByRun:

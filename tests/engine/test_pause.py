@@ -36,8 +36,12 @@ async def test_runs_of_a_paused_function_stay_queued_until_it_is_resumed(databas
         assert await (await h.start("other")).result(5) == "other"
         await h.advance("2h")
         assert begun == []
-        assert {run.status for run in (await app.runs.list(function="f")).data} == {RunStatus.QUEUED}
+        runs = [await app.runs.get(started.id), *(await app.runs.list(function="f")).data]
+        assert {(run.status, run.reason) for run in runs} == {
+            (RunStatus.QUEUED, "the function 'f' is paused")
+        }
         assert (await app.functions.resume("f")).paused_at is None
+        assert (await app.runs.get(started.id)).reason is None
         await h.advance("1h")
         assert await again.result(5) == "done"
         assert len(begun) == 6  # three runs, each once more after its nap
