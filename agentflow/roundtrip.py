@@ -101,6 +101,30 @@ def find_difference(sent: object, back: object, path: str = "$") -> Fault | None
     return Fault(path, f"{_described(sent)} came back as {_described(back)}")
 
 
+def storable_text(text: str) -> str:
+    """The text with U+FFFD for what neither database can keep: NUL, and half a surrogate pair, which has no UTF-8.
+
+    The halves of a pair that were told apart become the character that they are.
+    """
+    if _fault_of_str(text) is None:
+        return text
+    paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return paired.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def with_storable_texts(value: Any) -> Any:
+    """Plain JSON, all its texts as `storable_text`."""
+    match value:
+        case str():
+            return storable_text(value)
+        case dict():
+            return {storable_text(key): with_storable_texts(item) for key, item in value.items()}
+        case list():
+            return [with_storable_texts(item) for item in value]
+        case _:
+            return value
+
+
 def is_too_deep(value: object) -> bool:
     """Whether a plain JSON value is nested deeper than `MAX_DEPTH`."""
     level: list[Any] = [value]

@@ -25,6 +25,7 @@ from agentflow.models.response import (
     RawAnswer,
     ToolSpec,
 )
+from agentflow.roundtrip import with_storable_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,10 @@ class ModelMemo(BaseModel):
     """ "provider:model" that gave the answer."""
     raw: dict[str, Any] | None
     raw_text: str | None = None
-    """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates)."""
+    """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates).
+
+    It is kept as it came, and read with U+FFFD in their place: no run, thread or next request could hold them.
+    """
     provider_id: str | None = None
     cost: Decimal | None = None
     """US dollars, at the prices of the day it was made."""
@@ -91,7 +95,7 @@ class ModelMemo(BaseModel):
         return RawAnswer(
             provider=provider,
             model=name,
-            raw=self.raw if self.raw is not None else json.loads(self.raw_text or "{}"),
+            raw=self.raw if self.raw is not None else with_storable_texts(json.loads(self.raw_text or "{}")),
             provider_id=self.provider_id,
             cost=self.cost,
             priced_by=self.priced_by,
