@@ -102,25 +102,28 @@ def find_difference(sent: object, back: object, path: str = "$") -> Fault | None
 
 
 def storable_text(text: str) -> str:
-    """The text with U+FFFD for what neither database can keep: NUL, and half a surrogate pair, which has no UTF-8.
-
-    The halves of a pair that were told apart become the character that they are.
-    """
-    if _fault_of_str(text) is None:
-        return text
-    paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return paired.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    """The text with U+FFFD for what neither database can keep: NUL, and half a surrogate pair, which has no UTF-8."""
+    return whole_characters(text).replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
-def with_storable_texts(value: Any) -> Any:
-    """Plain JSON, all its texts as `storable_text`."""
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for half a surrogate pair; halves that were told apart become the character they are."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def with_whole_characters(value: Any) -> Any:
+    """Plain JSON, with `whole_characters` in all its texts."""
     match value:
         case str():
-            return storable_text(value)
+            return whole_characters(value)
         case dict():
-            return {storable_text(key): with_storable_texts(item) for key, item in value.items()}
+            return {whole_characters(key): with_whole_characters(item) for key, item in value.items()}
         case list():
-            return [with_storable_texts(item) for item in value]
+            return [with_whole_characters(item) for item in value]
         case _:
             return value
 

@@ -34,7 +34,7 @@ class Listener:
 class Teller:
     """Tells an answer to the run's live stream, and to the listener if there is one.
 
-    What no database can keep is told as U+FFFD, as in the response that is read of the memo.
+    What no database can keep is told as U+FFFD.
     """
 
     def __init__(self, attempt: Attempt, listener: Listener | None) -> None:

@@ -25,7 +25,7 @@ from agentflow.models.response import (
     RawAnswer,
     ToolSpec,
 )
-from agentflow.roundtrip import with_storable_texts
+from agentflow.roundtrip import with_whole_characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class ModelMemo(BaseModel):
     raw_text: str | None = None
     """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates).
 
-    It is kept as it came, and read with U+FFFD in their place: no run, thread or next request could hold them.
+    It is kept as it came. What has no UTF-8 is read as U+FFFD: the next request could not say it.
     """
     provider_id: str | None = None
     cost: Decimal | None = None
@@ -95,7 +95,9 @@ class ModelMemo(BaseModel):
         return RawAnswer(
             provider=provider,
             model=name,
-            raw=self.raw if self.raw is not None else with_storable_texts(json.loads(self.raw_text or "{}")),
+            raw=self.raw
+            if self.raw is not None
+            else with_whole_characters(json.loads(self.raw_text or "{}")),
             provider_id=self.provider_id,
             cost=self.cost,
             priced_by=self.priced_by,

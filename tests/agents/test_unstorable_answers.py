@@ -1,5 +1,5 @@
-"""What a model writes that no database keeps and no API takes back, as NUL or half a surrogate pair: the run goes on, its
-thread stays usable, and the model is told.
+"""What a model writes that no database keeps and no API takes back, as NUL or half a surrogate pair: the run goes on,
+its thread stays usable, and the model is told.
 """
 
 from __future__ import annotations
