@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -115,15 +115,15 @@ def whole_characters(text: str) -> str:
     return text
 
 
-def with_whole_characters(value: Any) -> Any:
-    """Plain JSON, with `whole_characters` in all its texts."""
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain JSON, all its texts changed."""
     match value:
         case str():
-            return whole_characters(value)
+            return change(value)
         case dict():
-            return {whole_characters(key): with_whole_characters(item) for key, item in value.items()}
+            return {change(key): with_texts(item, change) for key, item in value.items()}
         case list():
-            return [with_whole_characters(item) for item in value]
+            return [with_texts(item, change) for item in value]
         case _:
             return value
 

@@ -25,7 +25,7 @@ from agentflow.models.response import (
     RawAnswer,
     ToolSpec,
 )
-from agentflow.roundtrip import with_whole_characters
+from agentflow.roundtrip import whole_characters, with_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class ModelMemo(BaseModel):
             model=name,
             raw=self.raw
             if self.raw is not None
-            else with_whole_characters(json.loads(self.raw_text or "{}")),
+            else with_texts(json.loads(self.raw_text or "{}"), whole_characters),
             provider_id=self.provider_id,
             cost=self.cost,
             priced_by=self.priced_by,
