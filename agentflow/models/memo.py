@@ -62,7 +62,7 @@ class ModelMemo(BaseModel):
     raw_text: str | None = None
     """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates).
 
-    It is kept as it came. What has no UTF-8 is read as U+FFFD: the next request could not say it.
+    `read_memo` reads what has no UTF-8 as U+FFFD: the next request could not say it.
     """
     provider_id: str | None = None
     cost: Decimal | None = None
@@ -95,9 +95,7 @@ class ModelMemo(BaseModel):
         return RawAnswer(
             provider=provider,
             model=name,
-            raw=self.raw
-            if self.raw is not None
-            else with_texts(json.loads(self.raw_text or "{}"), whole_characters),
+            raw=self.raw if self.raw is not None else json.loads(self.raw_text or "{}"),
             provider_id=self.provider_id,
             cost=self.cost,
             priced_by=self.priced_by,
@@ -114,7 +112,10 @@ def _is_storable(raw: dict[str, Any]) -> bool:
 
 def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> ModelResponse:
     """The response in a memo. Raises `OutputInvalid`. `models` are those that may have given it."""
-    return read_answer(_reader(memo, models), memo.answer, spec=memo.output, output=output)
+    answer = memo.answer
+    if memo.raw is None:
+        answer = answer.model_copy(update={"raw": with_texts(answer.raw, whole_characters)})
+    return read_answer(_reader(memo, models), answer, spec=memo.output, output=output)
 
 
 def name_of(model: ModelLike) -> str:
