@@ -63,6 +63,10 @@ class Approval:
     bar_starter: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            parse_duration(self.timeout)
+        except InvalidInput as error:
+            raise ConfigurationError(f"Approval(timeout={self.timeout!r}): {error}") from None
         self._check_escalation()
         if self.min_approvals < 1:
             raise ConfigurationError(
@@ -70,6 +74,10 @@ class Approval:
             )
         if isinstance(self.approvers, str):
             raise ConfigurationError(f"Approval(approvers={self.approvers!r}): give a tuple of ids and roles")
+        if isinstance(self.editable, str):
+            raise ConfigurationError(
+                f"Approval(editable={self.editable!r}): give a tuple of names of arguments"
+            )
 
     def _check_escalation(self) -> None:
         given: Any = self.escalate

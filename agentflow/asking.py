@@ -21,10 +21,11 @@ from agentflow.models.response import (
     ModelRequest,
     RawAnswer,
 )
+from agentflow.roundtrip import storable_text
 from agentflow.step_runner import NotYet
 from agentflow.store.charges import charges_of
 from agentflow.store.protocol import ModelCall, Reservation
-from agentflow.telling import Listener, Teller, storable
+from agentflow.telling import Listener, Teller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -239,4 +240,4 @@ def _may_ask_another(error: ProviderError) -> bool:
 
 def in_words(error: BaseException) -> str:
     """An error as a row of the ledger keeps it."""
-    return storable(f"{type(error).__name__}: {error}")[:ERROR_CAP]
+    return storable_text(f"{type(error).__name__}: {error}")[:ERROR_CAP]

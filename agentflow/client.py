@@ -30,6 +30,7 @@ from agentflow.functions import Function, FunctionRef, RegisteredRef, Registry, 
 from agentflow.handles import RunHandle, Watchers
 from agentflow.ids import is_storable, new_id, validate_id, validate_text
 from agentflow.principals import Principal
+from agentflow.roundtrip import Fault, to_plain
 from agentflow.runs import Page, Run, RunStatus, StepRecord
 from agentflow.settings import Settings
 from agentflow.starts import (
@@ -422,6 +423,9 @@ class Approvals:
             raise InvalidInput(
                 f"{decision!r} is no decision: give Approve(), Edit(args), Deny(message) or Respond(value)"
             )
+        given: object = by
+        if not isinstance(given, str | Principal):
+            raise InvalidInput(f"by={given!r}: give the id of who decided, or a Principal")
         who = Principal(id=by) if isinstance(by, str) else by
         if not who.id:
             raise InvalidInput("a decision needs to say who decided: by= is empty")
@@ -429,6 +433,7 @@ class Approvals:
             raise NotFound(f"there is no approval {approval_id!r}")
         for what, text in (("name by=", who.id), ("comment", comment), ("args_digest", args_digest)):
             validate_text(text or "", what)
+        _check_storable(decision, approval_id)
         if isinstance(decision, Edit):
             await self._check_edit(approval_id, decision)
         now = self._client.clock.now()
@@ -525,6 +530,15 @@ def _begin(worker: LocalWorker, run: NewRun, owner: str, done: asyncio.Future[An
         worker.begin(run, owner)
     else:
         worker.decline(run)
+
+
+def _check_storable(decision: DecisionInput, approval_id: str) -> None:
+    given = {field: getattr(decision, field) for field in type(decision).model_fields}
+    plain = to_plain(given)
+    if isinstance(plain, Fault):
+        raise InvalidInput(
+            f"approval {approval_id}: the decision cannot be stored: at {plain.path}: {plain.reason}"
+        )
 
 
 def _taken(answer: Decided, approval_id: str, decision: DecisionInput, who: Principal) -> ApprovalRequest:

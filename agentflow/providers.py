@@ -18,7 +18,7 @@ from agentflow.models.messages import (
     ToolResult,
     UserPart,
 )
-from agentflow.models.origin import Item, items_to_send_back, tool_call, with_unique_ids
+from agentflow.models.origin import Item, items_to_send_back, read_arguments, tool_call, with_unique_ids
 from agentflow.models.output import lower_output
 from agentflow.models.protocol import (
     BackgroundModel,
@@ -102,6 +102,7 @@ __all__ = [
     "imported",
     "items_to_send_back",
     "lower_output",
+    "read_arguments",
     "register_provider",
     "resolve_model",
     "shared_client",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -99,6 +99,33 @@ def find_difference(sent: object, back: object, path: str = "$") -> Fault | None
     if _is_same(sent, back):
         return None
     return Fault(path, f"{_described(sent)} came back as {_described(back)}")
+
+
+def storable_text(text: str) -> str:
+    """The text with U+FFFD for what neither database can keep: NUL, and half a surrogate pair, which has no UTF-8."""
+    return whole_characters(text).replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for half a surrogate pair; halves that were told apart become the character they are."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain JSON, all its texts changed."""
+    match value:
+        case str():
+            return change(value)
+        case dict():
+            return {change(key): with_texts(item, change) for key, item in value.items()}
+        case list():
+            return [with_texts(item, change) for item in value]
+        case _:
+            return value
 
 
 def is_too_deep(value: object) -> bool:

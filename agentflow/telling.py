@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from agentflow.models.response import AttemptReset, Delta, ReasoningDelta, TextDelta, ToolArgsDelta
+from agentflow.roundtrip import storable_text
 
 if TYPE_CHECKING:
     from agentflow.step_runner import Attempt
@@ -31,7 +32,10 @@ class Listener:
 
 
 class Teller:
-    """Tells an answer to the run's live stream, and to the listener if there is one."""
+    """Tells an answer to the run's live stream, and to the listener if there is one.
+
+    What no database can keep is told as U+FFFD.
+    """
 
     def __init__(self, attempt: Attempt, listener: Listener | None) -> None:
         self._attempt = attempt
@@ -52,18 +56,14 @@ class Teller:
         self._has_told = True
         match delta:
             case TextDelta(text=text):
-                self._attempt.stream("text.delta", storable(text))
+                self._attempt.stream("text.delta", storable_text(text))
             case ReasoningDelta(text=text):
-                self._attempt.stream("reasoning.delta", storable(text))
+                self._attempt.stream("reasoning.delta", storable_text(text))
             case ToolArgsDelta(index=index, text=text, name=name):
                 if index != self._call_index:
                     self._call_index = index
-                    self._attempt.stream("tool_call", {"index": index, "name": name})
-                self._attempt.stream("tool_args.delta", storable(text))
+                    told = None if name is None else storable_text(name)
+                    self._attempt.stream("tool_call", {"index": index, "name": told})
+                self._attempt.stream("tool_args.delta", storable_text(text))
         if self._listener is not None:
             self._listener.tell(delta)
-
-
-def storable(text: str) -> str:
-    """Without what neither database can keep; the stream is for people, the memo has it all."""
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

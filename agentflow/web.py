@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, ToolFailed
+from agentflow.roundtrip import storable_text
 
 if TYPE_CHECKING:
     from httpcore2 import AsyncNetworkBackend, Response
@@ -56,11 +57,12 @@ class Fetched:
 
     @property
     def text(self) -> str:
-        """The body as text; what is none in its character set is replaced."""
+        """The body as text; what is none in its character set, or cannot be stored (NUL), is U+FFFD."""
         try:
-            return self.body.decode(self.charset, "replace")
+            text = self.body.decode(self.charset, "replace")
         except LookupError:
-            return self.body.decode("utf-8", "replace")
+            text = self.body.decode("utf-8", "replace")
+        return storable_text(text)
 
 
 async def safe_fetch(

@@ -30,6 +30,7 @@ from agentflow.models.ledger import Billing
 from agentflow.models.messages import UserPart
 from agentflow.models.registry import ModelLike
 from agentflow.models.response import ModelSettings
+from agentflow.roundtrip import storable_text
 from agentflow.step import Step, scoped
 
 T = TypeVar("T", default=str)
@@ -230,7 +231,8 @@ class AgentFunction(Function[AgentInput, Any]):
             given = context.data
             own = scoped(step, agent.name)
             loop = Loop(agent, own, _as_message(given.prompt), thread=given.thread, budget=given.budget)
-            return (await loop.execute()).output
+            output = (await loop.execute()).output
+            return storable_text(output) if type(output) is str else output
 
         super().__init__(
             run_agent,

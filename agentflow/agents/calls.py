@@ -17,6 +17,7 @@ from agentflow.approvals import Approval, Decision, approval_digest
 from agentflow.codec import Codec, codec_for
 from agentflow.errors import DigestMismatch, InDoubt, ModelRetry, StepError, ToolFailed
 from agentflow.models.messages import ToolCall, ToolResult
+from agentflow.models.origin import why_unreadable
 from agentflow.runs import StepKind
 from agentflow.step import Step, ask_person, runner_of, take_key, within
 from agentflow.step_runner import Attempt, Body, RawId, TakenKey
@@ -113,7 +114,7 @@ class Made:
 
     def _asked_for(self) -> Arguments:
         if self._call.invalid_args is not None:
-            raise ArgumentsInvalid(f"The arguments are not a JSON object: {self._call.invalid_args[:200]!r}")
+            raise ArgumentsInvalid(why_unreadable(self._call.invalid_args))
         return self._tool.validate(self._call.args)
 
     async def _guarded(self, arguments: Arguments) -> Arguments:

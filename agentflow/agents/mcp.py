@@ -24,6 +24,7 @@ from agentflow.errors import ConfigurationError, ToolFailed
 from agentflow.models.media import ImagePart
 from agentflow.models.response import ToolSpec
 from agentflow.retry import Retry
+from agentflow.roundtrip import storable_text, with_texts
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -220,7 +221,8 @@ class McpTool(Tool[..., Any]):
     def __init__(self, server: McpServer, listed: ToolSpec) -> None:
         async def call(arguments: dict[str, Any], context: ToolContext[Any]) -> Any:
             session = session_of(server)
-            return as_result(await session.call_tool(listed.name, arguments, key=context.idempotency_key))
+            result = as_result(await session.call_tool(listed.name, arguments, key=context.idempotency_key))
+            return with_texts(result, storable_text)  # or a server's NUL would fail the run
 
         super().__init__(
             call,

@@ -106,6 +106,10 @@ def type_hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
         plain = plain.__func__
     if not isinstance(plain, FunctionType):
         plain = type(plain).__call__
+    if not isinstance(plain, FunctionType):
+        raise ConfigurationError(
+            f"tool {name!r} is not written in Python, so nobody knows what it takes: call it in a function of yours"
+        )
     closure = dict(zip(plain.__code__.co_freevars, map(_content, plain.__closure__ or ()), strict=True))
     local = _locals_of_caller() | closure
     try:

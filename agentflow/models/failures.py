@@ -73,6 +73,10 @@ _BEFORE_THE_REQUEST_LEFT = frozenset(
 )
 
 
+_TEXT_CAP = 2000
+"""Characters of an API's words that an error repeats: a proxy answers with whole pages."""
+
+
 def status_failure(
     status: int,
     message: str,
@@ -89,6 +93,7 @@ def status_failure(
         "no" if status in _NOT_BILLED_STATUS or (status >= 500 and should_retry == "true") else "possible"
     )
     retriable = status in _RETRIABLE_STATUS or status >= 500
+    said = message if len(message) <= _TEXT_CAP else f"{message[:_TEXT_CAP]}..."
     if should_retry in ("true", "false"):
         retriable = should_retry == "true"
     if _says(_OUT_OF_MONEY, code, message):
@@ -102,7 +107,7 @@ def status_failure(
         kind = Refused
     return Failure(
         kind(
-            f"{provider}:{model} answered {status}{f' ({code})' if code else ''}: {message}",
+            f"{provider}:{model} answered {status}{f' ({code})' if code else ''}: {said}",
             provider=provider,
             model=model,
             status=status,
@@ -202,7 +207,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         at = parsedate_to_datetime(wish)
     except ValueError:
         return None
-    return max(0.0, (at.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    return _number(str(max(0.0, (at.astimezone(UTC) - datetime.now(UTC)).total_seconds())))
 
 
 def _number(text: str | None) -> float | None:

@@ -25,6 +25,7 @@ from agentflow.models.response import (
     RawAnswer,
     ToolSpec,
 )
+from agentflow.roundtrip import whole_characters, with_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,10 @@ class ModelMemo(BaseModel):
     """ "provider:model" that gave the answer."""
     raw: dict[str, Any] | None
     raw_text: str | None = None
-    """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates)."""
+    """The answer as ASCII JSON text, where it holds what a database cannot keep (NUL, lone surrogates).
+
+    `read_memo` reads what has no UTF-8 as U+FFFD: the next request could not say it.
+    """
     provider_id: str | None = None
     cost: Decimal | None = None
     """US dollars, at the prices of the day it was made."""
@@ -108,7 +112,10 @@ def _is_storable(raw: dict[str, Any]) -> bool:
 
 def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> ModelResponse:
     """The response in a memo. Raises `OutputInvalid`. `models` are those that may have given it."""
-    return read_answer(_reader(memo, models), memo.answer, spec=memo.output, output=output)
+    answer = memo.answer
+    if memo.raw is None:
+        answer = answer.model_copy(update={"raw": with_texts(answer.raw, whole_characters)})
+    return read_answer(_reader(memo, models), answer, spec=memo.output, output=output)
 
 
 def name_of(model: ModelLike) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
 
+from agentflow.errors import InvalidInput
 from agentflow.models.media import FilePart, ImagePart
 from agentflow.models.messages import Message, ToolCall, to_messages
 from agentflow.models.values import Value
@@ -156,7 +157,13 @@ class ModelRequest(Value):
 
     @cached_property
     def _digest(self) -> str:
-        return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
+        try:
+            return "sha256:" + hashlib.sha256(self.canonical.encode()).hexdigest()
+        except UnicodeEncodeError as error:
+            around = ascii(self.canonical[max(error.start - 20, 0) : error.end + 20])
+            raise InvalidInput(
+                f"what {self.model} is to be asked holds a lone surrogate, which has no UTF-8: {around}"
+            ) from None
 
     def __copy__(self) -> Self:
         return _forgetful(super().__copy__())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
-from agentflow.providers import Delta, Item, ReasoningDelta, TextDelta, ToolArgsDelta
+from agentflow.providers import Delta, Item, ReasoningDelta, TextDelta, ToolArgsDelta, read_arguments
 
 UNREADABLE_INPUTS = "agentflow_unreadable_inputs"
-"""Where the message keeps tool inputs that are no JSON object (cut at max_tokens), by the block's position."""
+"""Where the message keeps tool inputs that are no JSON object to be stored and sent back (cut at max_tokens, say), by
+the block's position."""
 
 
 class MessageAssembly:
@@ -25,7 +25,10 @@ class MessageAssembly:
 
     def take(self, message: Item) -> None:
         """Take in the message as a whole."""
-        self.message = message
+        self.message = dict(message)
+        for position, block in enumerate(message.get("content") or []):
+            if block.get("type") == "tool_use" and read_arguments(json.dumps(block.get("input"))) is None:
+                self._set_input(position, json.dumps(block.get("input")))
         self.is_complete = True
 
     def add(self, event: Item) -> Delta | None:
@@ -82,13 +85,13 @@ class MessageAssembly:
         text = self._inputs.pop(position, "")
         if not text:
             return
-        block = self.message["content"][position]
-        arguments: Any = None
-        with suppress(ValueError):
-            arguments = json.loads(text)
-        if not isinstance(arguments, dict):
+        self._set_input(position, text)
+
+    def _set_input(self, position: int, text: str) -> None:
+        arguments = read_arguments(text)
+        if arguments is None:
             self.message.setdefault(UNREADABLE_INPUTS, {})[str(position)] = text
-        block["input"] = arguments if isinstance(arguments, dict) else {}
+        self.message["content"][position]["input"] = arguments or {}
 
     def _end_message(self, event: Item) -> None:
         """Why it ended, and what was counted up to there: a null tells nothing new."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -189,8 +190,10 @@ def classify(error: BaseException, *, provider: str, model: str) -> Failure:
 
 
 def _words(error: APIError) -> str:
-    told = error.body.get("message") if isinstance(error.body, dict) else None
-    return str(told) if told else error.message
+    """What the server says; gateways and proxies say it in other forms than OpenAI."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    said = said or error.body or error.message
+    return said if isinstance(said, str) else json.dumps(said)
 
 
 def answer_failure(message: str, code: str | None, *, provider: str, model: str) -> Failure:

@@ -104,8 +104,12 @@ class ChatAssembly:
                 if is_custom
                 else {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
             )
-        _merge(calls[index], piece, but=("index",))
         told = piece.get("function") or piece.get("custom") or {}
+        known = calls[index].get("function") or calls[index].get("custom") or {}
+        if told.get("name") and told["name"] == known.get("name") and piece.get("id") == calls[index]["id"]:
+            # Some gateways name the call in every piece of it.
+            known["name"] = ""
+        _merge(calls[index], piece, but=("index",))
         text = told.get("arguments") or told.get("input")
         text = text if isinstance(text, str) else ""  # some gateways send the object itself
         return ToolArgsDelta(index=index, text=text, name=told.get("name") or None)

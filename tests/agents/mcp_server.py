@@ -54,6 +54,12 @@ async def picture(caption: str) -> list[Any]:
 
 
 @server.tool()
+async def dump(size: int) -> str:
+    """Show what no text is."""
+    return "\x00" * size + "ELF"
+
+
+@server.tool()
 async def fail(text: str) -> str:
     """Fail."""
     raise ToolError(text)

@@ -291,8 +291,35 @@ async def test_who_started_the_run_does_not_decide_for_its_sub_agents_either(dat
         ({"approvers": ("boss",), "escalate": ("4h", "head")}, "give a tuple"),
         ({"approvers": ("boss",), "escalate": ("soon", ("head",))}, "Escalation"),
         ({"approvers": ("boss",), "escalate": "head"}, "Escalation"),
+        ({"timeout": "soon"}, r"Approval\(timeout='soon'\)"),
+        ({"editable": "amount"}, "give a tuple of names"),
+        ({"approvers": "boss"}, "give a tuple of ids"),
     ],
 )
-def test_an_escalation_that_makes_no_sense_is_refused(wrong: dict[str, Any], why: str) -> None:
+def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         Approval(**wrong)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Respond(float("nan")),
+        Respond({"at": [object()]}),
+        Respond({1: "a key that is no text"}),
+        Respond("half \ud83d"),
+        Deny("none \x00"),
+        Edit({"order_id": "\x00", "amount": 1}),
+    ],
+)
+async def test_a_decision_that_cannot_be_kept_as_it_is_is_refused_and_the_request_stays(
+    database_url: str, given: Any
+) -> None:
+    desk = Desk()
+    async with desk.asking(database_url) as (_, _, request):
+        decide = desk.app.approvals.decide
+        with pytest.raises(InvalidInput, match=rf"{request.id}: the decision cannot be stored: at \$"):
+            await decide(request.id, given, by="ana", args_digest=request.args_digest)
+        with pytest.raises(InvalidInput, match="give the id of who decided"):
+            await decide(request.id, Approve(), by=None)  # type: ignore[arg-type]
+        assert await desk.app.approvals.get(request.id) == request

@@ -133,6 +133,16 @@ async def test_a_servers_tools_are_listed_and_called_as_steps(servers: Servers, 
     assert [key for _, key in servers.noted("echo:hello")] == [f"{run.id}:clerk#0/turn0/0:echo"]
 
 
+async def test_what_a_server_gives_and_no_database_keeps_does_not_fail_the_run(servers: Servers) -> None:
+    app, agent = clerk(servers.make("stdio"))
+    model, asked = asking(call("dump", size=2))
+    async with harness(app, model=model) as h:
+        run = await h.start(agent, "Go.")
+        await h.idle()
+        assert await run.result(5) == "done"
+    assert asked[1].messages[-1].tool_results[0].content == "\ufffd\ufffdELF"
+
+
 async def test_a_servers_process_ends_with_the_app_and_no_run_starts_a_second_one(servers: Servers) -> None:
     app, agent = clerk(servers.make("stdio"))
     both = ScriptedModel(

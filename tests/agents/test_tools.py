@@ -219,6 +219,9 @@ def test_what_a_model_cannot_be_told_is_refused() -> None:
         @tool
         def many(*args: int) -> None: ...
 
+    with pytest.raises(ConfigurationError, match="'print' is not written in Python"):
+        tool(print)
+
     with pytest.raises(ConfigurationError, match="no JSON Schema"):
 
         @tool

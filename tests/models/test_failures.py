@@ -75,3 +75,14 @@ def test_the_providers_wish_may_be_a_date() -> None:
 def test_a_refusal_in_an_error_says_who_and_why() -> None:
     failure = status_failure(400, "No.", provider="openai", model="gpt", code="content_policy_violation")
     assert str(failure.error) == "openai:gpt answered 400 (content_policy_violation): No."
+
+
+def test_a_date_too_far_away_is_no_wish() -> None:
+    at = format_datetime(datetime.now(UTC) + timedelta(days=3650), usegmt=True)
+    assert retry_after_seconds({"retry-after": at}) is None
+
+
+def test_an_error_repeats_no_whole_page() -> None:
+    failure = status_failure(502, "<html>" + "y" * 300_000, provider="p", model="m")
+    assert "answered 502: <html>yyy" in str(failure.error)
+    assert len(str(failure.error)) < 3000

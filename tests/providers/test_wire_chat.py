@@ -196,6 +196,20 @@ async def test_comments_between_the_chunks_are_no_chunk(server: RawServer) -> No
     assert exact(raw["choices"]) == exact(told["choices"])
 
 
+async def test_a_gateway_may_name_a_call_in_every_piece_of_it(server: RawServer) -> None:
+    told = completion({"content": None, "tool_calls": [call("c1", '{"near": 1}')]}, "tool_calls")
+    chunks = [*chunks_of(told)]
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            for piece in choice["delta"].get("tool_calls", []):
+                piece |= {"id": "c1", "function": {**piece["function"], "name": "look"}}
+    server.add(FRAMINGS["whole"].stream(chunks, named=False, done=True))
+
+    _, raw = await streamed(model_at(server))
+
+    assert exact(raw["choices"][0]["message"]["tool_calls"]) == exact([call("c1", '{"near": 1}')])
+
+
 async def test_other_choices_than_the_first_are_left_alone(server: RawServer) -> None:
     told = CASES["text"]
     others = [

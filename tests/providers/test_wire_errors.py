@@ -227,6 +227,17 @@ async def test_an_error_says_what_it_means(api: str, stream: bool, server: RawSe
             assert json.loads(answer.body)["error"]["message"] in str(failure.error), case
 
 
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "body", [b"<h1>No such model here</h1>", b'{"detail": "No such model here"}', b'"No such model here"']
+)
+async def test_what_a_gateway_says_in_its_own_form_is_told(api: str, body: bytes, server: RawServer) -> None:
+    failure = await failure_of(server, api, Raw(body, 404))
+
+    assert "answered 404" in str(failure.error)
+    assert "No such model here" in str(failure.error)
+
+
 def in_a_minute() -> str:
     return format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)
 

@@ -287,6 +287,7 @@ async def test_only_the_wanted_content_types_are_read() -> None:
         ("text/html; charset=ISO-8859-1", b"caf\xe9", "café"),
         ("text/html", "café".encode(), "café"),
         ("text/html; charset=none-such", "café".encode(), "café"),
+        ("text/plain", b"none \x00, half \xed\xa0\x80", "none \ufffd, half \ufffd\ufffd\ufffd"),
         ("application/problem+json", b"{}", "{}"),
     ],
 )

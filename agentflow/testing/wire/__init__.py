@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any, Protocol, TypeAlias
 
+from agentflow.models.origin import read_arguments
 from agentflow.models.response import ModelRequest, ModelResponse
 
 Json: TypeAlias = dict[str, Any]
@@ -43,8 +43,4 @@ def pieces(text: str) -> list[str]:
 
 
 def arguments_of(text: str) -> Json:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {}
+    return read_arguments(text) or {}

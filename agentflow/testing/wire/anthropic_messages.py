@@ -185,7 +185,8 @@ def _block(part: Part) -> Json:
         case ReasoningPart(text=text):
             return {"type": "thinking", "thinking": text, "signature": seal(text)}
         case ToolCall():
-            return {"type": "tool_use", "id": part.id, "name": part.name, "input": part.args}
+            written: Any = part.args if part.invalid_args is None else part.invalid_args
+            return {"type": "tool_use", "id": part.id, "name": part.name, "input": written}
         case _:
             raise TypeError(f"Anthropic's API has no block for {part!r}")
 
@@ -217,7 +218,8 @@ def _in_pieces(block: Json) -> tuple[Json, list[Json]]:
             signed = {"type": "signature_delta", "signature": block["signature"]}
             return {**block, "thinking": "", "signature": ""}, [*thoughts, signed]
         case _:
-            written = json.dumps(block["input"])
+            asked = block["input"]
+            written = asked if isinstance(asked, str) else json.dumps(asked)
             return {**block, "input": {}}, [
                 {"type": "input_json_delta", "partial_json": text} for text in pieces(written)
             ]
