@@ -30,7 +30,7 @@ from agentflow.flow import (
 )
 from agentflow.flow_control import FlowControl
 from agentflow.matching import MISSING, find
-from agentflow.store.protocol import (
+from agentflow.store.stored_types import (
     Admission,
     CollectRule,
     GateLimits,

@@ -44,7 +44,8 @@ from agentflow.retry import Retry
 from agentflow.settings import Settings, resolve
 from agentflow.starts import tick_input
 from agentflow.step import EventLike, Step
-from agentflow.store.protocol import RegisterFunctions, Store
+from agentflow.store.operation_types import RegisterFunctions
+from agentflow.store.protocol import Store
 from agentflow.threads import Threads
 from agentflow.timetable import Schedule, checked_schedule
 from agentflow.usage import BudgetReport, Grouping, UsageReport

@@ -24,7 +24,7 @@ from agentflow.models.response import (
 from agentflow.roundtrip import storable_text
 from agentflow.step_runner import NotYet
 from agentflow.store.charges import charges_of
-from agentflow.store.protocol import ModelCall, Reservation
+from agentflow.store.stored_types import ModelCall, Reservation
 from agentflow.telling import Listener, Teller
 
 if TYPE_CHECKING:

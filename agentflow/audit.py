@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from agentflow.clock import to_datetime
 from agentflow.runs import Page
 from agentflow.store.audit_chain import FIRST_LINK, link_of
-from agentflow.store.protocol import AuditEntry, Store
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import AuditEntry
 
 PAGE = 100
 

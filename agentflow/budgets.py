@@ -22,7 +22,8 @@ from agentflow.models.protocol import Model, model_ref
 from agentflow.models.response import ModelRequest, ModelSettings, Usage
 from agentflow.models.wrapped import WrappedCall
 from agentflow.store.charges import MOST, OF_A_TURN, to_nanos, to_usd
-from agentflow.store.protocol import Micros, OverBudget, Reservation
+from agentflow.store.outcome_types import OverBudget
+from agentflow.store.stored_types import Micros, Reservation
 
 if TYPE_CHECKING:
     from agentflow.step_runner import Attempt

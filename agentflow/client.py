@@ -43,26 +43,27 @@ from agentflow.starts import (
     signal_data,
 )
 from agentflow.step import EventLike, as_events
-from agentflow.store.protocol import (
-    Cancelled,
+from agentflow.store.claim_types import FunctionInfo
+from agentflow.store.operation_types import (
     CancelRun,
     Decide,
-    Decided,
-    DecisionResult,
-    FunctionInfo,
-    KeyConflict,
-    ModelCall,
-    NewRun,
-    NoSuchStep,
     PauseFunction,
     Rerun,
     SendEvents,
     SendSignal,
+    StartRun,
+)
+from agentflow.store.outcome_types import (
+    Cancelled,
+    Decided,
+    DecisionResult,
+    KeyConflict,
+    NoSuchStep,
     Sent,
     Started,
-    StartRun,
-    Store,
 )
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import ModelCall, NewRun
 from agentflow.threads import Threads
 from agentflow.usage import BudgetReport, Grouping, UsageReport, grouped
 

@@ -18,7 +18,7 @@ from agentflow.step_runner import NotYet
 
 if TYPE_CHECKING:
     from agentflow.step_runner import Attempt
-    from agentflow.store.protocol import ModelCall
+    from agentflow.store.stored_types import ModelCall
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from agentflow.expressions import BOTH_EVENTS, Expression
 from agentflow.flow import CancelOn, RunFailure, Timeouts
 from agentflow.flow_control import NO_FLOW_CONTROL, FlowControl
 from agentflow.retry import MOST_RETRIES, Retry, RetryPolicy, retry_policy
-from agentflow.store.protocol import FunctionInfo, GateLimits
+from agentflow.store.claim_types import FunctionInfo
+from agentflow.store.stored_types import GateLimits
 from agentflow.timetable import Schedule
 
 T = TypeVar("T")

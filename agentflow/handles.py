@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar, cast
 from agentflow.codec import PLAIN, Codec
 from agentflow.errors import AgentflowError, NotFound, RunCancelled, RunFailed, RunSkipped
 from agentflow.runs import End, ErrorInfo, Run, RunStatus, StreamItem
-from agentflow.store.protocol import Hint, HintKind, Store
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.protocol import Store
 
 R = TypeVar("R")
 

@@ -36,7 +36,7 @@ from agentflow.telling import DeltaListener, Listener
 if TYPE_CHECKING:
     from agentflow.step import Step
     from agentflow.step_runner import Attempt
-    from agentflow.store.protocol import Reservation
+    from agentflow.store.stored_types import Reservation
 
 logger = logging.getLogger(__name__)
 

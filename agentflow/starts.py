@@ -27,19 +27,8 @@ from agentflow.functions import (
 from agentflow.ids import derived_id, new_id, validate_id, validate_text
 from agentflow.matching import MISSING, correlation, correlations, find
 from agentflow.settings import Settings
-from agentflow.store.protocol import (
-    CANCEL_KIND,
-    Admission,
-    ClaimedRun,
-    FunctionInfo,
-    Json,
-    Micros,
-    NewEvent,
-    NewRun,
-    Origin,
-    Plan,
-    StoredWait,
-)
+from agentflow.store.claim_types import ClaimedRun, FunctionInfo, Origin, Plan
+from agentflow.store.stored_types import CANCEL_KIND, Admission, Json, Micros, NewEvent, NewRun, StoredWait
 from agentflow.timetable import Schedule
 
 MAX_DEPTH = 32

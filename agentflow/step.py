@@ -30,7 +30,7 @@ from agentflow.retry import Retry
 from agentflow.runs import StepKind
 from agentflow.starts import child_run
 from agentflow.step_runner import Attempt, Body, StepRunner, TakenKey, Wait, WaitPlan
-from agentflow.store.protocol import Json, Micros, NewApproval
+from agentflow.store.stored_types import Json, Micros, NewApproval
 
 if TYPE_CHECKING:
     from agentflow.inference import Inference

@@ -13,16 +13,9 @@ from agentflow.events import Event
 from agentflow.functions import Function, FunctionRef, Target
 from agentflow.retry import Retry
 from agentflow.runs import StepKind
-from agentflow.store.protocol import (
-    Json,
-    Micros,
-    ModelCall,
-    NewApproval,
-    NewRun,
-    Reservation,
-    TurnBegun,
-    TurnEnd,
-)
+from agentflow.store.operation_types import TurnEnd
+from agentflow.store.outcome_types import TurnBegun
+from agentflow.store.stored_types import Json, Micros, ModelCall, NewApproval, NewRun, Reservation
 
 if TYPE_CHECKING:
     from agentflow.flow import Budget, Key

@@ -12,7 +12,10 @@ from agentflow.errors import InvalidInput, NotFound
 from agentflow.ids import is_storable
 from agentflow.models.messages import Message
 from agentflow.runs import Page
-from agentflow.store.protocol import ForgetThread, Forgotten, Store, StoredMessage
+from agentflow.store.operation_types import ForgetThread
+from agentflow.store.outcome_types import Forgotten
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import StoredMessage
 
 LARGEST_PAGE = 100
 

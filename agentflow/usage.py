@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from agentflow.clock import to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.store.charges import to_usd
-from agentflow.store.protocol import BudgetState, ModelCall
+from agentflow.store.stored_types import BudgetState, ModelCall
 
 Grouping: TypeAlias = Literal["run", "agent", "model", "day"]
 

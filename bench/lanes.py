@@ -16,17 +16,9 @@ from pathlib import Path
 
 from agentflow.settings import Settings
 from agentflow.store.opening import open_store
-from agentflow.store.protocol import (
-    Admission,
-    Finish,
-    GateLimits,
-    Gates,
-    NewRun,
-    RunKey,
-    StartRun,
-    Status,
-    Store,
-)
+from agentflow.store.operation_types import Finish, StartRun
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import Admission, GateLimits, Gates, NewRun, RunKey, Status
 
 ROUNDS = 300
 GATES = {"work": GateLimits(slots=(1,))}

@@ -15,7 +15,7 @@ from agentflow.durations import parse_duration, to_micros
 from agentflow.errors import BudgetExceeded, InvalidInput
 from agentflow.models.response import ModelResponse, Usage
 from agentflow.store.charges import OF_A_TURN, to_nanos
-from agentflow.store.protocol import Micros, ModelCall, Reservation
+from agentflow.store.stored_types import Micros, ModelCall, Reservation
 
 KEPT = to_micros("30d")
 """For so long it is known what the agents of a turn have used."""

@@ -42,7 +42,7 @@ from agentflow.models.response import ModelResponse
 from agentflow.runs import StepKind
 from agentflow.step import Step, runner_of, take_key
 from agentflow.step_runner import Attempt, Body, RawId
-from agentflow.store.protocol import Reservation
+from agentflow.store.stored_types import Reservation
 from agentflow.telling import DeltaListener
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from agentflow.roundtrip import find_fault
 from agentflow.runs import StepKind
 from agentflow.step import Step, runner_of, take_key
 from agentflow.step_runner import Attempt, Body, RawId
-from agentflow.store.protocol import TurnEnd
+from agentflow.store.operation_types import TurnEnd
 
 
 class Earlier(BaseModel):

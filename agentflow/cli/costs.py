@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agentflow.cli.output import money
 
 if TYPE_CHECKING:
-    from agentflow.store.protocol import ModelCall
+    from agentflow.store.stored_types import ModelCall
 
 OFFLINE = "scripted"
 """The provider that reaches no API: nobody sends a bill for it. Of all others an unknown price is unknown."""

@@ -14,7 +14,7 @@ from agentflow.runs import Run, StepKind, StepRecord, StepStatus
 
 if TYPE_CHECKING:
     from agentflow.app import App
-    from agentflow.store.protocol import ModelCall
+    from agentflow.store.stored_types import ModelCall
 
     CallsByStep = dict[tuple[str, str], list[ModelCall]]
 

@@ -19,32 +19,33 @@ from agentflow.events import Event
 from agentflow.flow import Budget, Key, ModelRateLimit
 from agentflow.starts import signal_data
 from agentflow.step_runner import NotYet
-from agentflow.store.protocol import (
-    AlreadyBuffered,
-    AlreadyMarked,
+from agentflow.store.operation_types import (
     BeginModelCall,
     BeginTurn,
-    Delivered,
-    Fenced,
     MarkEffect,
-    ModelCall,
-    NobodyWaits,
-    NotBefore,
     Operation,
-    Outcome,
-    OverBudget,
-    Reservation,
     SendEvents,
     SendSignal,
-    Sent,
     SettleModelCall,
     SlowModelCalls,
-    ThreadTaken,
-    TurnBegun,
     TurnEnd,
     UnmarkEffect,
     WriteModelCall,
 )
+from agentflow.store.outcome_types import (
+    AlreadyBuffered,
+    AlreadyMarked,
+    Delivered,
+    Fenced,
+    NobodyWaits,
+    NotBefore,
+    Outcome,
+    OverBudget,
+    Sent,
+    ThreadTaken,
+    TurnBegun,
+)
+from agentflow.store.stored_types import ModelCall, Reservation
 
 if TYPE_CHECKING:
     from agentflow.engine.runner import Runner

@@ -15,16 +15,9 @@ from agentflow.info import StepInfo, current_body
 from agentflow.retry import RetryPolicy, Stop, retry_policy
 from agentflow.runs import StepKind
 from agentflow.step_runner import Body, NotYet
-from agentflow.store.protocol import (
-    CommitStep,
-    EndTurn,
-    Exists,
-    Json,
-    Micros,
-    RecordAttempt,
-    StoredAttempt,
-    StoredStep,
-)
+from agentflow.store.operation_types import CommitStep, EndTurn, RecordAttempt
+from agentflow.store.outcome_types import Exists
+from agentflow.store.stored_types import Json, Micros, StoredAttempt, StoredStep
 from agentflow.stored_errors import encode_error
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from agentflow.clock import Clock, VirtualClock
 from agentflow.engine.wakeups import Wakeups
 from agentflow.functions import Registry
+from agentflow.store.claim_types import ClaimedRun
 from agentflow.store.poison import must_be_alone
-from agentflow.store.protocol import ClaimedRun, GateLimits, Store
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import GateLimits
 
 logger = logging.getLogger("agentflow.engine")
 

@@ -22,21 +22,9 @@ from agentflow.engine.verdicts import (
 from agentflow.errors import LimitExceeded, Poisoned, ReplayMismatch, RunCancelled, Unserialisable
 from agentflow.retry import Stop
 from agentflow.runs import End, RunStatus
-from agentflow.store.protocol import (
-    Adopt,
-    Adopted,
-    Fenced,
-    Finish,
-    Json,
-    MailChanged,
-    Micros,
-    NewRun,
-    RecordAttempt,
-    Release,
-    Status,
-    StoredAttempt,
-    Suspend,
-)
+from agentflow.store.operation_types import Adopt, Finish, RecordAttempt, Release, Suspend
+from agentflow.store.outcome_types import Adopted, Fenced, MailChanged
+from agentflow.store.stored_types import Json, Micros, NewRun, Status, StoredAttempt
 from agentflow.stored_errors import encode_error
 
 if TYPE_CHECKING:

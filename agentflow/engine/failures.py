@@ -11,7 +11,8 @@ from agentflow.functions import Function
 from agentflow.runs import ErrorInfo
 from agentflow.starts import trigger_event
 from agentflow.step import child_run_id
-from agentflow.store.protocol import ClaimedRun, Json, Micros, NewRun
+from agentflow.store.claim_types import ClaimedRun
+from agentflow.store.stored_types import Json, Micros, NewRun
 
 
 def failure_run(

@@ -15,7 +15,9 @@ from agentflow.functions import Registry
 from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
 from agentflow.settings import Settings
-from agentflow.store.protocol import FunctionInfo, Micros, Store
+from agentflow.store.claim_types import FunctionInfo
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import Micros
 
 
 class TimerHandle(Protocol):

@@ -14,7 +14,9 @@ from agentflow.models.deferral import deferred
 from agentflow.models.ledger import CallState
 from agentflow.models.protocol import BackgroundModel
 from agentflow.models.registry import model_asked_before
-from agentflow.store.protocol import EndAbandonedCall, ModelCall, Store
+from agentflow.store.operation_types import EndAbandonedCall
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import ModelCall
 
 logger = logging.getLogger("agentflow.engine")
 

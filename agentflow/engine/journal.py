@@ -5,7 +5,8 @@ from __future__ import annotations
 from agentflow.codec import size_of
 from agentflow.errors import LimitExceeded
 from agentflow.settings import Settings
-from agentflow.store.protocol import ClaimedRun, Json, ModelCall, StoredAttempt, StoredStep, StoredWait
+from agentflow.store.claim_types import ClaimedRun
+from agentflow.store.stored_types import Json, ModelCall, StoredAttempt, StoredStep, StoredWait
 
 
 class Journal:

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from agentflow.clock import Clock
-from agentflow.store.protocol import GateLimits, Store
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import GateLimits
 
 logger = logging.getLogger("agentflow.engine")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agentflow.keys import CANCELLED, branch_of
-from agentflow.store.protocol import StoredAttempt, StoredStep
+from agentflow.store.stored_types import StoredAttempt, StoredStep
 
 
 class CallOrder:

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentflow.engine.policy import leaves
 from agentflow.errors import AgentflowError, InvalidInput, StepError
-from agentflow.store.protocol import Json, StoredStep
+from agentflow.store.stored_types import Json, StoredStep
 from agentflow.stored_errors import decode_error, encode_error, error_from
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from agentflow.errors import LimitExceeded, NestedStep, Poisoned
 from agentflow.retry import Accept, RetryIn, RetryPolicy, Stop, is_final
-from agentflow.store.protocol import Micros, StoredAttempt
+from agentflow.store.stored_types import Micros, StoredAttempt
 
 NEVER_RETRIED = (NestedStep, LimitExceeded, Poisoned)
 """These fail the run at once, whatever anybody catches."""

@@ -23,19 +23,17 @@ from agentflow.engine.verdicts import Raised
 from agentflow.errors import ConfigurationError, InvalidInput, LimitExceeded, Unserialisable
 from agentflow.runs import StepKind
 from agentflow.step_runner import Contender, Contenders
-from agentflow.store.protocol import (
+from agentflow.store.operation_types import (
     CommitRace,
     CommitStep,
     EndTurn,
-    Exists,
-    Json,
-    Micros,
     Operation,
     RecordAttempt,
     RegisterWait,
     ResolveWait,
-    StoredStep,
 )
+from agentflow.store.outcome_types import Exists
+from agentflow.store.stored_types import Json, Micros, StoredStep
 from agentflow.stored_errors import encode_error
 
 if TYPE_CHECKING:

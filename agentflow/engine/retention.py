@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 from agentflow.clock import Clock
 from agentflow.durations import to_micros
-from agentflow.store.protocol import Micros, Prune, Pruned, PruneLoose, Store
+from agentflow.store.operation_types import Prune, PruneLoose
+from agentflow.store.outcome_types import Pruned
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import Micros
 
 logger = logging.getLogger("agentflow.engine")
 

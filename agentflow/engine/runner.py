@@ -48,25 +48,19 @@ from agentflow.runs import StepKind
 from agentflow.starts import all_events, new_event, trigger_event
 from agentflow.step import Step
 from agentflow.step_runner import Body, Contenders, RawId, TakenKey, Wait
-from agentflow.store.poison import POISONED
-from agentflow.store.protocol import (
+from agentflow.store.claim_types import ClaimedRun
+from agentflow.store.operation_types import (
     CancelRun,
-    ClaimedRun,
     CommitRace,
     CommitStep,
-    Done,
     EndTurn,
-    Fenced,
-    Json,
-    Micros,
-    NewEvent,
     Operation,
-    Outcome,
     RecordAttempt,
     ResolveWait,
-    StoredAttempt,
-    StoredStep,
 )
+from agentflow.store.outcome_types import Done, Fenced, Outcome
+from agentflow.store.poison import POISONED
+from agentflow.store.stored_types import Json, Micros, NewEvent, StoredAttempt, StoredStep
 
 HAND_OVER_PATIENCE = 0.3
 """Seconds that the code of a run may take to end before others may have the run, when the worker stops."""

@@ -10,15 +10,10 @@ from typing import Any, Final
 from agentflow.clock import NEVER, Clock, VirtualClock, to_datetime
 from agentflow.functions import Function, Registry
 from agentflow.starts import scheduled_run
-from agentflow.store.protocol import (
-    KeepSchedules,
-    ListSchedules,
-    Micros,
-    NewSchedule,
-    Store,
-    Ticked,
-    TickSchedule,
-)
+from agentflow.store.operation_types import KeepSchedules, ListSchedules, TickSchedule
+from agentflow.store.outcome_types import Ticked
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import Micros, NewSchedule
 from agentflow.timetable import SECOND, Schedule
 
 logger = logging.getLogger("agentflow.engine")

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from agentflow.codec import PLAIN
-from agentflow.store.protocol import AppendStream, Chunk, RunKey, Store
+from agentflow.store.operation_types import AppendStream
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import Chunk, RunKey
 
 FLUSH_AFTER = 0.05
 """Seconds; text that comes in between goes in one chunk."""

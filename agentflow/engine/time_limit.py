@@ -13,7 +13,8 @@ from agentflow.durations import to_micros
 from agentflow.engine.host import Host, TimerHandle
 from agentflow.engine.verdicts import Cancelled
 from agentflow.flow import Timeouts
-from agentflow.store.protocol import ClaimedRun, Micros
+from agentflow.store.claim_types import ClaimedRun
+from agentflow.store.stored_types import Micros
 
 
 class TimeLimit:

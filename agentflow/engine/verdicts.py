@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentflow.errors import ReplayMismatch
-from agentflow.store.protocol import Micros
+from agentflow.store.stored_types import Micros
 
 
 @dataclass(frozen=True, slots=True)

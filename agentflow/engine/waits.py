@@ -22,26 +22,18 @@ from agentflow.errors import (
 )
 from agentflow.runs import StepKind
 from agentflow.step_runner import Wait, WaitPlan
-from agentflow.store.protocol import (
-    Adopt,
+from agentflow.store.operation_types import Adopt, RegisterWait, ResolveWait, Suspend, WithdrawWait
+from agentflow.store.outcome_types import (
     Adopted,
     Done,
     Exists,
     Fenced,
-    Json,
     MailChanged,
-    Micros,
     Outcome,
-    RegisterWait,
-    ResolveWait,
     SignalTaken,
-    Status,
-    StoredStep,
-    StoredWait,
-    Suspend,
     Waits,
-    WithdrawWait,
 )
+from agentflow.store.stored_types import Json, Micros, Status, StoredStep, StoredWait
 from agentflow.stored_errors import encode_error
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from agentflow.store.protocol import Hint, HintKind
+from agentflow.store.hints import Hint, HintKind
 
 
 class Wakeups:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentflow.runs import StepKind
-from agentflow.store.protocol import ClaimedRun, Reclaimed, RunKey
+from agentflow.store.claim_types import ClaimedRun, Reclaimed
+from agentflow.store.stored_types import RunKey
 
 if TYPE_CHECKING:
     from agentflow.engine.journal import Journal

@@ -34,8 +34,11 @@ from agentflow.model_limits import ModelLimits
 from agentflow.runs import End
 from agentflow.settings import Settings
 from agentflow.starts import plan_admission
+from agentflow.store.claim_types import ClaimedRun, FunctionInfo, Plan, Reclaimed
+from agentflow.store.operation_types import PlanRun
 from agentflow.store.poison import is_suspect, must_be_alone
-from agentflow.store.protocol import ClaimedRun, FunctionInfo, NewRun, Plan, PlanRun, Reclaimed, RunKey, Store
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import NewRun, RunKey
 
 logger = logging.getLogger("agentflow.engine")
 

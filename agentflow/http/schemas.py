@@ -13,7 +13,7 @@ from agentflow.clock import to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.events import Event
 from agentflow.runs import Page, RunStatus, StepRecord, Waiting
-from agentflow.store.protocol import FunctionInfo
+from agentflow.store.claim_types import FunctionInfo
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from agentflow.codec import canonical_json
-from agentflow.store.protocol import AuditEntry
+from agentflow.store.stored_types import AuditEntry
 
 FIRST_LINK = ""
 """What the first entry is bound to."""

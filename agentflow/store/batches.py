@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from agentflow.errors import DatabaseUnavailable
+from agentflow.store.hints import Hint
 from agentflow.store.operations import weight_of
-from agentflow.store.protocol import Hint
 
 logger = logging.getLogger("agentflow.store")
 

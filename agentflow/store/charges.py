@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from decimal import ROUND_CEILING, Decimal
 from typing import Final, NamedTuple
 
-from agentflow.store.protocol import Json, Micros, ModelCall, Reservation
+from agentflow.store.stored_types import Json, Micros, ModelCall, Reservation
 
 NANO: Final = 1_000_000_000
 """Of a US dollar: money is counted in these."""

@@ -14,7 +14,7 @@ from agentflow.clock import to_datetime
 from agentflow.errors import ConfigurationError
 from agentflow.expressions import BOTH_EVENTS, Expression
 from agentflow.store import statements as sql
-from agentflow.store.protocol import Json
+from agentflow.store.stored_types import Json
 from agentflow.store.transaction import Work
 
 

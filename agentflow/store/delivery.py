@@ -10,8 +10,9 @@ from enum import Enum
 from typing import Any
 
 from agentflow.store import statements as sql
+from agentflow.store.hints import HintKind
 from agentflow.store.operations_audit import note
-from agentflow.store.protocol import HintKind, Json, Status, StoredStep, StoredWait
+from agentflow.store.stored_types import Json, Status, StoredStep, StoredWait
 from agentflow.store.transaction import Transaction, Work, step_params
 
 Outcome = tuple[bool, Json | None, Json | None]

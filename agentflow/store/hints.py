@@ -4,10 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-
-from agentflow.store.protocol import Hint, HintListener
+from enum import StrEnum
+from typing import NamedTuple
 
 logger = logging.getLogger("agentflow.store")
+
+
+class HintKind(StrEnum):
+    """What may have happened. A hint may come late, twice, or not at all; polling makes everything correct."""
+
+    READY = "ready"
+    """Some run can be claimed."""
+    MAIL = "mail"
+    """Something was delivered to, or asked of, this run, which may be in memory."""
+    ENDED = "ended"
+    """This run has ended."""
+    STREAM = "stream"
+    """This run's stream has grown."""
+    ANY = "any"
+    """Another process wrote: look at everything."""
+
+
+class Hint(NamedTuple):
+    kind: HintKind
+    run_id: str | None = None
+
+
+HintListener = Callable[[Hint], None]
 
 
 class Hints:

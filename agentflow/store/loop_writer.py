@@ -24,7 +24,7 @@ from agentflow.store.batches import (
     carry_out,
     how_many_fit,
 )
-from agentflow.store.protocol import Hint
+from agentflow.store.hints import Hint
 
 logger = logging.getLogger("agentflow.store")
 

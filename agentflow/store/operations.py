@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from agentflow.store import protocol as p
+from agentflow.store import operation_types as ops
+from agentflow.store import stored_types
 from agentflow.store.operations_approvals import decide
 from agentflow.store.operations_budgets import budgets_of
 from agentflow.store.operations_effects import mark_effect, unmark_effect
@@ -59,41 +60,41 @@ from agentflow.store.operations_workers import (
 from agentflow.store.transaction import Transaction, Work
 
 _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
-    p.StartRun: start_run,
-    p.Rerun: rerun,
-    p.CommitStep: commit_step,
-    p.CommitRace: commit_race,
-    p.RegisterWait: register_wait,
-    p.ResolveWait: resolve_wait,
-    p.WithdrawWait: withdraw_wait,
-    p.RecordAttempt: record_attempt,
-    p.WriteModelCall: write_model_call,
-    p.EndAbandonedCall: end_abandoned_call,
-    p.Adopt: adopt,
-    p.Suspend: suspend,
-    p.Release: release,
-    p.Finish: finish,
-    p.SendEvents: send_events,
-    p.SendSignal: send_signal,
-    p.Decide: decide,
-    p.CancelRun: cancel_run,
-    p.AppendStream: append_stream,
-    p.RegisterFunctions: register_functions,
-    p.PauseFunction: pause_function,
-    p.KeepSchedules: keep_schedules,
-    p.ListSchedules: list_schedules,
-    p.TickSchedule: tick_schedule,
-    p.PlanRun: plan_run,
-    p.Prune: prune,
-    p.PruneLoose: prune_loose,
-    p.BeginModelCall: begin_model_call,
-    p.SettleModelCall: settle_model_call,
-    p.SlowModelCalls: slow_model_calls,
-    p.BeginTurn: begin_turn,
-    p.EndTurn: end_turn,
-    p.ForgetThread: forget_thread,
-    p.MarkEffect: mark_effect,
-    p.UnmarkEffect: unmark_effect,
+    ops.StartRun: start_run,
+    ops.Rerun: rerun,
+    ops.CommitStep: commit_step,
+    ops.CommitRace: commit_race,
+    ops.RegisterWait: register_wait,
+    ops.ResolveWait: resolve_wait,
+    ops.WithdrawWait: withdraw_wait,
+    ops.RecordAttempt: record_attempt,
+    ops.WriteModelCall: write_model_call,
+    ops.EndAbandonedCall: end_abandoned_call,
+    ops.Adopt: adopt,
+    ops.Suspend: suspend,
+    ops.Release: release,
+    ops.Finish: finish,
+    ops.SendEvents: send_events,
+    ops.SendSignal: send_signal,
+    ops.Decide: decide,
+    ops.CancelRun: cancel_run,
+    ops.AppendStream: append_stream,
+    ops.RegisterFunctions: register_functions,
+    ops.PauseFunction: pause_function,
+    ops.KeepSchedules: keep_schedules,
+    ops.ListSchedules: list_schedules,
+    ops.TickSchedule: tick_schedule,
+    ops.PlanRun: plan_run,
+    ops.Prune: prune,
+    ops.PruneLoose: prune_loose,
+    ops.BeginModelCall: begin_model_call,
+    ops.SettleModelCall: settle_model_call,
+    ops.SlowModelCalls: slow_model_calls,
+    ops.BeginTurn: begin_turn,
+    ops.EndTurn: end_turn,
+    ops.ForgetThread: forget_thread,
+    ops.MarkEffect: mark_effect,
+    ops.UnmarkEffect: unmark_effect,
     Claim: claim,
     Reclaim: reclaim,
     ListMail: list_mail,
@@ -108,17 +109,17 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
 }
 
 _ALWAYS_STRICT = frozenset(
-    (p.SendEvents, p.SendSignal, p.Decide, p.WriteModelCall, p.MarkEffect, p.ForgetThread)
+    (ops.SendEvents, ops.SendSignal, ops.Decide, ops.WriteModelCall, ops.MarkEffect, ops.ForgetThread)
 )
 _NEVER_STRICT = frozenset(
     (
-        p.AppendStream,
-        p.ListSchedules,
-        p.Prune,
-        p.PruneLoose,
-        p.BeginModelCall,
-        p.SettleModelCall,
-        p.SlowModelCalls,
+        ops.AppendStream,
+        ops.ListSchedules,
+        ops.Prune,
+        ops.PruneLoose,
+        ops.BeginModelCall,
+        ops.SettleModelCall,
+        ops.SlowModelCalls,
         Claim,
         Reclaim,
         ListMail,
@@ -133,7 +134,7 @@ _NEVER_STRICT = frozenset(
 )
 """What a power loss may take without harm: it is done again, or it was only for the eye."""
 
-_READS = frozenset((ListMail, ListWorkers, NextReady, p.ListSchedules))
+_READS = frozenset((ListMail, ListWorkers, NextReady, ops.ListSchedules))
 
 
 def apply(tx: Transaction, operation: Any) -> Work[Any]:
@@ -150,7 +151,7 @@ def is_strict(operation: Any, *, by_default: bool) -> bool:
         return False
     if by_default:
         return True
-    approves = isinstance(operation, p.RegisterWait) and operation.approval is not None
+    approves = isinstance(operation, ops.RegisterWait) and operation.approval is not None
     return approves or getattr(operation, "model_call", None) is not None
 
 
@@ -163,9 +164,9 @@ def workers_of(operations: Iterable[Any]) -> list[str]:
     found: set[str] = set()
     for operation in operations:
         key = getattr(operation, "run", None)
-        if isinstance(key, p.RunKey):
+        if isinstance(key, stored_types.RunKey):
             found.add(key.worker_id)
-        elif isinstance(operation, p.StartRun):
+        elif isinstance(operation, ops.StartRun):
             if operation.owner is not None:
                 found.add(operation.owner)
         elif isinstance(operation, Claim | Reclaim | ReleaseOrphans):
@@ -175,20 +176,20 @@ def workers_of(operations: Iterable[Any]) -> list[str]:
 
 def flow_keys_of(operation: Any) -> list[str]:
     """The keys of flow control that an operation is known to look at."""
-    if isinstance(operation, p.Suspend | p.Release | p.Finish):
+    if isinstance(operation, ops.Suspend | ops.Release | ops.Finish):
         return list(operation.slots)
-    if isinstance(operation, p.CommitStep | p.RecordAttempt):
+    if isinstance(operation, ops.CommitStep | ops.RecordAttempt):
         return budgets_of(operation.model_call)
-    if isinstance(operation, p.WriteModelCall | p.EndAbandonedCall):
+    if isinstance(operation, ops.WriteModelCall | ops.EndAbandonedCall):
         return budgets_of(operation.call)
-    starts: list[p.NewRun] = []
-    if isinstance(operation, p.StartRun | p.Rerun):
+    starts: list[stored_types.NewRun] = []
+    if isinstance(operation, ops.StartRun | ops.Rerun):
         starts = [operation.run]
-    elif isinstance(operation, p.TickSchedule):
+    elif isinstance(operation, ops.TickSchedule):
         starts = list(operation.runs)
-    elif isinstance(operation, p.SendEvents):
+    elif isinstance(operation, ops.SendEvents):
         starts = [run for event in operation.events for run in event.starts]
-    elif isinstance(operation, p.RegisterWait) and operation.child is not None:
+    elif isinstance(operation, ops.RegisterWait) and operation.child is not None:
         starts = [operation.child]
     return [key for run in starts if run.admission is not None for key in run.admission.looks_at()]
 
@@ -199,20 +200,20 @@ def weight_of(operation: Any) -> int:
     return 0 if weigh is None else weigh(operation)
 
 
-def _weight_of_step(operation: p.CommitStep | p.CommitRace | p.ResolveWait | p.EndTurn) -> int:
+def _weight_of_step(operation: ops.CommitStep | ops.CommitRace | ops.ResolveWait | ops.EndTurn) -> int:
     return len(operation.step.output or "")
 
 
 _WEIGHTS: dict[type, Callable[[Any], int]] = {
-    p.CommitStep: _weight_of_step,
-    p.CommitRace: _weight_of_step,
-    p.ResolveWait: _weight_of_step,
-    p.EndTurn: lambda op: _weight_of_step(op) + sum(len(data) for _, data in op.turn.messages),
-    p.StartRun: lambda op: len(op.run.input),
-    p.Rerun: lambda op: len(op.run.input),
-    p.TickSchedule: lambda op: sum(len(run.input) for run in op.runs),
-    p.Finish: lambda op: len(op.output or ""),
-    p.SendEvents: lambda op: sum(len(event.data) * (1 + len(event.starts)) for event in op.events),
-    p.AppendStream: lambda op: sum(len(chunk.data) for chunk in op.chunks),
-    p.RegisterWait: lambda op: 0 if op.child is None else len(op.child.input),
+    ops.CommitStep: _weight_of_step,
+    ops.CommitRace: _weight_of_step,
+    ops.ResolveWait: _weight_of_step,
+    ops.EndTurn: lambda op: _weight_of_step(op) + sum(len(data) for _, data in op.turn.messages),
+    ops.StartRun: lambda op: len(op.run.input),
+    ops.Rerun: lambda op: len(op.run.input),
+    ops.TickSchedule: lambda op: sum(len(run.input) for run in op.runs),
+    ops.Finish: lambda op: len(op.output or ""),
+    ops.SendEvents: lambda op: sum(len(event.data) * (1 + len(event.starts)) for event in op.events),
+    ops.AppendStream: lambda op: sum(len(chunk.data) for chunk in op.chunks),
+    ops.RegisterWait: lambda op: 0 if op.child is None else len(op.child.input),
 }

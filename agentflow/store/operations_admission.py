@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
-from agentflow.store.protocol import CollectRule, NewRun, RateRule, SingletonRule, Status
+from agentflow.store.stored_types import CollectRule, NewRun, RateRule, SingletonRule, Status
 from agentflow.store.transaction import RunState, Transaction, Work, lock_keys
 
 KEY_LIFETIME = 24 * 3600 * 1_000_000

@@ -19,9 +19,11 @@ from agentflow.approvals import (
 from agentflow.codec import canonical_json
 from agentflow.store import statements as sql
 from agentflow.store.delivery import deliver
+from agentflow.store.operation_types import Decide
 from agentflow.store.operations_audit import note
-from agentflow.store.protocol import Decide, Decided, DecisionResult, Micros
+from agentflow.store.outcome_types import Decided, DecisionResult
 from agentflow.store.records import approval_request
+from agentflow.store.stored_types import Micros
 from agentflow.store.transaction import Transaction, Work
 
 

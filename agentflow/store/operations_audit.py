@@ -9,8 +9,8 @@ from typing import Any
 
 from agentflow.store import statements_audit as sql
 from agentflow.store.audit_chain import FIRST_LINK, link_of
-from agentflow.store.protocol import AuditEntry, Micros
 from agentflow.store.statements import LOCK_NAME
+from agentflow.store.stored_types import AuditEntry, Micros
 from agentflow.store.transaction import Work
 
 

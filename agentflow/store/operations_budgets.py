@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from agentflow.store import statements_budgets as sql
 from agentflow.store.charges import SUMS, read_charges, settled, sums_of, write_charges
-from agentflow.store.protocol import Json, Micros, ModelCall, OverBudget, Reservation
+from agentflow.store.outcome_types import OverBudget
+from agentflow.store.stored_types import Json, Micros, ModelCall, Reservation
 from agentflow.store.transaction import Transaction, Work, lock_keys
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agentflow.store import statements_effects as sql
-from agentflow.store.protocol import AlreadyMarked, Done, Fenced, MarkEffect, UnmarkEffect
+from agentflow.store.operation_types import MarkEffect, UnmarkEffect
+from agentflow.store.outcome_types import AlreadyMarked, Done, Fenced
 from agentflow.store.transaction import Transaction, Work, fence
 
 

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from agentflow.store import statements as sql
-from agentflow.store.protocol import Done, HintKind, NewRun, PauseFunction
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import PauseFunction
+from agentflow.store.outcome_types import Done
+from agentflow.store.stored_types import NewRun
 from agentflow.store.transaction import Transaction, Work
 
 

@@ -15,8 +15,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from agentflow.store import statements_flow as flow_sql
+from agentflow.store.hints import HintKind
 from agentflow.store.operations_admission import LAG, reason_of
-from agentflow.store.protocol import NO_GATES, UNPLANNED, GateLimits, Gates, HintKind
+from agentflow.store.protocol import NO_GATES
+from agentflow.store.stored_types import UNPLANNED, GateLimits, Gates
 from agentflow.store.transaction import Transaction, Work, lock_keys
 
 AHEAD_MICROS = 500_000

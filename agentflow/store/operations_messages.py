@@ -8,20 +8,10 @@ from agentflow.clock import to_datetime
 from agentflow.store import statements as sql
 from agentflow.store.conditions import Arriving, holds
 from agentflow.store.delivery import Delivery, deliver
+from agentflow.store.operation_types import SendEvents, SendSignal
 from agentflow.store.operations_runs import cancel_tree, insert_run
-from agentflow.store.protocol import (
-    CANCEL_KIND,
-    AlreadyBuffered,
-    Delivered,
-    Fenced,
-    Json,
-    NewEvent,
-    NobodyWaits,
-    SendEvents,
-    SendSignal,
-    Sent,
-    Started,
-)
+from agentflow.store.outcome_types import AlreadyBuffered, Delivered, Fenced, NobodyWaits, Sent, Started
+from agentflow.store.stored_types import CANCEL_KIND, Json, NewEvent
 from agentflow.store.transaction import Transaction, Work, fence
 
 DEDUP_MICROS = 24 * 3600 * 1_000_000

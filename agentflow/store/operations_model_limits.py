@@ -10,14 +10,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from agentflow.store import statements_model_limits as sql
-from agentflow.store.protocol import (
-    BeginModelCall,
-    Done,
-    Micros,
-    NotBefore,
-    SettleModelCall,
-    SlowModelCalls,
-)
+from agentflow.store.operation_types import BeginModelCall, SettleModelCall, SlowModelCalls
+from agentflow.store.outcome_types import Done, NotBefore
+from agentflow.store.stored_types import Micros
 from agentflow.store.transaction import Transaction, Work
 
 BURST_SHARE = 10

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from agentflow.store import statements_races as sql
+from agentflow.store.operation_types import CommitRace
 from agentflow.store.operations_runs import cancel_tree
 from agentflow.store.operations_steps import store_step
 from agentflow.store.operations_threads import leave_turns
 from agentflow.store.operations_waits import take_own_wait
-from agentflow.store.protocol import CommitRace, Done, Exists, Fenced
+from agentflow.store.outcome_types import Done, Exists, Fenced
 from agentflow.store.statements import LOCK_RUN, READ_RUN
 from agentflow.store.transaction import RunState, Transaction, Work, fence
 

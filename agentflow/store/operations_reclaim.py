@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.claim_types import Reclaimed
 from agentflow.store.delivery import number_unread, store_numbers
-from agentflow.store.protocol import Micros, Reclaimed, RunKey
+from agentflow.store.stored_types import Micros, RunKey
 from agentflow.store.transaction import Transaction, Work, stored_step
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from agentflow.store import statements_retention as sql
 from agentflow.store import statements_threads as threads
+from agentflow.store.operation_types import Prune, PruneLoose
 from agentflow.store.operations_messages import DEDUP_MICROS
-from agentflow.store.protocol import Prune, Pruned, PruneLoose, Status
+from agentflow.store.outcome_types import Pruned
+from agentflow.store.stored_types import Status
 from agentflow.store.transaction import Transaction, Work
 
 

@@ -11,30 +11,21 @@ from agentflow.runs import RunStatus
 from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store.delivery import deliver
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import CancelRun, Finish, PlanRun, Release, Rerun, StartRun, Suspend
 from agentflow.store.operations_admission import LAG, Dropped, Fresh, Joined, admit
 from agentflow.store.operations_functions import is_paused
 from agentflow.store.operations_gates import free_slots, leave_lanes
-from agentflow.store.protocol import (
-    UNPLANNED,
+from agentflow.store.outcome_types import (
     Cancelled,
-    CancelRun,
     Done,
     Fenced,
-    Finish,
-    HintKind,
-    Json,
     KeyConflict,
     MailChanged,
-    NewRun,
     NoSuchStep,
-    PlanRun,
-    Release,
-    Rerun,
     Started,
-    StartRun,
-    Status,
-    Suspend,
 )
+from agentflow.store.stored_types import UNPLANNED, Json, NewRun, Status
 from agentflow.store.transaction import RunState, Transaction, Work, fence
 
 

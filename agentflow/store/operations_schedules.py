@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from agentflow.store import statements_schedules as sql
+from agentflow.store.operation_types import KeepSchedules, ListSchedules, TickSchedule
 from agentflow.store.operations_runs import insert_run
-from agentflow.store.protocol import (
-    Done,
-    KeepSchedules,
-    ListSchedules,
-    Schedules,
-    Started,
-    Ticked,
-    TickSchedule,
-)
+from agentflow.store.outcome_types import Done, Schedules, Started, Ticked
 from agentflow.store.transaction import Transaction, Work
 
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from agentflow.store import statements as sql
-from agentflow.store.operations_budgets import reserve, settle
-from agentflow.store.protocol import (
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import (
     AppendStream,
     CommitStep,
-    Done,
     EndAbandonedCall,
-    Exists,
-    Fenced,
-    HintKind,
-    ModelCall,
-    OverBudget,
     RecordAttempt,
     RegisterFunctions,
-    StoredStep,
     WriteModelCall,
 )
+from agentflow.store.operations_budgets import reserve, settle
+from agentflow.store.outcome_types import Done, Exists, Fenced, OverBudget
+from agentflow.store.stored_types import ModelCall, StoredStep
 from agentflow.store.transaction import RunState, Transaction, Work, fence, step_params, stored_step
 
 

@@ -10,23 +10,12 @@ from typing import Any, NamedTuple
 
 from agentflow.keys import branch_of
 from agentflow.store import statements_threads as sql
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import BeginTurn, EndTurn, ForgetThread, TurnEnd
 from agentflow.store.operations_steps import store_step
-from agentflow.store.protocol import (
-    BeginTurn,
-    Done,
-    EndTurn,
-    Exists,
-    Fenced,
-    ForgetThread,
-    Forgotten,
-    HintKind,
-    Micros,
-    Status,
-    ThreadTaken,
-    TurnBegun,
-    TurnEnd,
-)
+from agentflow.store.outcome_types import Done, Exists, Fenced, Forgotten, ThreadTaken, TurnBegun
 from agentflow.store.statements import LOCK_NAME, READ_RUN, WAKE_RUN
+from agentflow.store.stored_types import Micros, Status
 from agentflow.store.transaction import RunState, Transaction, Work, fence
 
 SHORTEST_WAIT, LONGEST_WAIT = 1_000_000, 30_000_000

@@ -6,24 +6,12 @@ import json
 
 from agentflow.store import statements as sql
 from agentflow.store.delivery import adopt_unread, deliver, stored_wait, timed_out_step
+from agentflow.store.operation_types import Adopt, RegisterWait, ResolveWait, WithdrawWait
 from agentflow.store.operations_messages import event_output, find_matching_event, signal_output
 from agentflow.store.operations_runs import child_outcome, insert_run
 from agentflow.store.operations_steps import read_numbered, store_step
-from agentflow.store.protocol import (
-    Adopt,
-    Adopted,
-    Done,
-    Exists,
-    Fenced,
-    NewApproval,
-    RegisterWait,
-    ResolveWait,
-    SignalTaken,
-    Status,
-    StoredStep,
-    Waits,
-    WithdrawWait,
-)
+from agentflow.store.outcome_types import Adopted, Done, Exists, Fenced, SignalTaken, Waits
+from agentflow.store.stored_types import NewApproval, Status, StoredStep
 from agentflow.store.transaction import Transaction, Work, fence, step_params, stored_step
 
 

@@ -10,19 +10,18 @@ from typing import Any, NamedTuple
 from agentflow.store import statements as sql
 from agentflow.store import statements_flow as flow_sql
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.claim_types import ClaimedRun, Plan
 from agentflow.store.delivery import number_unread, store_numbers, stored_wait, timed_out_step
+from agentflow.store.hints import HintKind
 from agentflow.store.operations_admission import LAG
 from agentflow.store.operations_gates import Candidate, free_slots, let_laggards_through, pass_gates
 from agentflow.store.poison import is_suspect, to_be_raised
-from agentflow.store.protocol import (
-    NO_GATES,
+from agentflow.store.protocol import NO_GATES
+from agentflow.store.stored_types import (
     UNPLANNED,
-    ClaimedRun,
     GateLimits,
     Gates,
-    HintKind,
     ModelCall,
-    Plan,
     RunKey,
     StoredAttempt,
     StoredStep,

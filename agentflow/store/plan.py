@@ -6,17 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agentflow.store.protocol import (
+from agentflow.store.operation_types import (
     AppendStream,
     CommitStep,
     Finish,
-    ModelCall,
-    NewRun,
     PauseFunction,
     StartRun,
-    Status,
     WriteModelCall,
 )
+from agentflow.store.stored_types import ModelCall, NewRun, Status
 
 
 class Plan:

@@ -13,9 +13,11 @@ import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError, DatabaseUnavailable
+from agentflow.store.claim_types import ClaimedRun, Reclaimed
 from agentflow.store.compiling import compile_ahead
-from agentflow.store.hints import Hints
+from agentflow.store.hints import Hint, HintListener, Hints
 from agentflow.store.loop_writer import LoopWriter
+from agentflow.store.operation_types import Operation
 from agentflow.store.operations import apply, workers_of
 from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_reclaim import Reclaim
@@ -44,19 +46,9 @@ from agentflow.store.postgres_notices import Notices
 from agentflow.store.postgres_reclaim import reclaim_run
 from agentflow.store.postgres_schema import check, is_query_outage, make_engine, migrate
 from agentflow.store.postgres_vectors import Lease
-from agentflow.store.protocol import (
-    NO_GATES,
-    ClaimedRun,
-    GateLimits,
-    Hint,
-    HintListener,
-    Micros,
-    Operation,
-    Queries,
-    Reclaimed,
-    RunKey,
-)
+from agentflow.store.protocol import NO_GATES, Queries
 from agentflow.store.queries import SqlQueries
+from agentflow.store.stored_types import GateLimits, Micros, RunKey
 from agentflow.store.transaction import Transaction
 
 POOL_SIZE = 2

@@ -14,9 +14,10 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
-from agentflow.store import protocol as p
+from agentflow.store import operation_types as ops
 from agentflow.store import statements as sql
 from agentflow.store.batches import Fault
+from agentflow.store.hints import Hint
 from agentflow.store.operations import apply, flow_keys_of, is_strict, workers_of
 from agentflow.store.operations_runs import wake_parents
 from agentflow.store.operations_threads import lock_of_thread
@@ -37,7 +38,6 @@ from agentflow.store.postgres_vectors import (
     write_asides,
     write_call,
 )
-from agentflow.store.protocol import Hint
 from agentflow.store.statement import Bundle, Params, Statement
 from agentflow.store.transaction import Transaction, Work, lock_keys
 
@@ -117,21 +117,21 @@ class PostgresBackend:
             case _ if _is_an_answer(operations):
                 done = await commit_answer(connection, tx, operations, leases)
                 outcomes = [done] * len(operations)
-            case p.CommitStep() as step if is_alone:
+            case ops.CommitStep() as step if is_alone:
                 outcomes[0] = await commit_step(connection, step, leases)
-            case p.CommitStep():
+            case ops.CommitStep():
                 await commit_steps(connection, operations, plan.steps, leases, outcomes)
-            case p.StartRun() as start if is_alone:
+            case ops.StartRun() as start if is_alone:
                 outcomes[0] = await start_run(connection, tx, start, leases)
-            case p.StartRun():
+            case ops.StartRun():
                 await start_runs(connection, tx, operations, plan.starts, leases, outcomes)
-            case p.WriteModelCall() as call:
+            case ops.WriteModelCall() as call:
                 outcomes[0] = await write_call(connection, call, leases)
-            case p.SendSignal() as signal:
+            case ops.SendSignal() as signal:
                 outcomes[0] = await send_signal(connection, tx, signal)
-            case p.Finish() as finish if is_alone:
+            case ops.Finish() as finish if is_alone:
                 outcomes[0] = await finish_run(connection, tx, finish, leases)
-            case p.Finish():
+            case ops.Finish():
                 await finish_runs(connection, tx, operations, plan.finishes, leases, outcomes)
         return outcomes, tx.hints
 
@@ -144,7 +144,7 @@ class PostgresBackend:
             setting = "" if strict == self._strict else f"; SET LOCAL synchronous_commit = {_on(strict)}"
             await connection.execute(f"BEGIN{setting}")
             tx = Transaction(await alive(connection, workers_of(operations), self._leases))
-            if len(operations) > 1 or isinstance(operations[0], p.SendEvents | p.TickSchedule):
+            if len(operations) > 1 or isinstance(operations[0], ops.SendEvents | ops.TickSchedule):
                 await drive(connection, _lock_in_order(tx, operations))
             outcomes: list[Any] = [None] * len(operations)
             if len(plan.starts) > 1:
@@ -171,17 +171,17 @@ def _is_one_statement(operations: Sequence[Any]) -> bool:
     if len(operations) != 1:
         return False
     [operation] = operations
-    if isinstance(operation, p.WriteModelCall):
+    if isinstance(operation, ops.WriteModelCall):
         return not operation.reservations and operation.call.charges is None
-    return isinstance(operation, p.SendSignal) and operation.run is None
+    return isinstance(operation, ops.SendSignal) and operation.run is None
 
 
 def _is_an_answer(operations: Sequence[Any]) -> bool:
     """Whether it is the answer of a model, after pieces of its run's stream; and no budget hears of it."""
     *told, last = operations
-    if not isinstance(last, p.CommitStep) or last.model_call is None or last.model_call.charges is not None:
+    if not isinstance(last, ops.CommitStep) or last.model_call is None or last.model_call.charges is not None:
         return False
-    return all(isinstance(each, p.AppendStream) and each.run == last.run for each in told)
+    return all(isinstance(each, ops.AppendStream) and each.run == last.run for each in told)
 
 
 def _on(value: bool) -> str:
@@ -228,28 +228,28 @@ def _lock_in_order(tx: Transaction, operations: Sequence[Any]) -> Work[None]:
     changed: set[str] = set()
     ended: set[str] = set()
     for operation in operations:
-        if isinstance(operation, p.SendEvents):
+        if isinstance(operation, ops.SendEvents):
             for event in operation.events:
                 names.setdefault(f"event:{event.name}", False)
-        elif isinstance(operation, p.SendSignal):
+        elif isinstance(operation, ops.SendSignal):
             names[f"signal:{operation.name}"] = True
-        elif isinstance(operation, p.RegisterWait):
+        elif isinstance(operation, ops.RegisterWait):
             if operation.wait.kind == "signal":
                 names[f"signal:{operation.wait.topic}"] = True
             elif operation.lookback_from is not None:
                 names[f"event:{operation.wait.topic}"] = True
-        elif isinstance(operation, p.BeginModelCall | p.SettleModelCall | p.SlowModelCalls):
+        elif isinstance(operation, ops.BeginModelCall | ops.SettleModelCall | ops.SlowModelCalls):
             names[f"model:{operation.provider}"] = True
-        elif isinstance(operation, p.BeginTurn | p.ForgetThread):
+        elif isinstance(operation, ops.BeginTurn | ops.ForgetThread):
             names[lock_of_thread(operation.app, operation.thread)] = True
-        elif isinstance(operation, p.EndTurn):
+        elif isinstance(operation, ops.EndTurn):
             names[lock_of_thread(operation.turn.app, operation.turn.thread)] = True
-        elif isinstance(operation, p.Suspend | p.Release | p.Adopt):
+        elif isinstance(operation, ops.Suspend | ops.Release | ops.Adopt):
             changed.add(operation.run.run_id)
-        elif isinstance(operation, p.Finish):
+        elif isinstance(operation, ops.Finish):
             changed.add(operation.run.run_id)
             ended.add(operation.run.run_id)
-        elif isinstance(operation, p.CancelRun):
+        elif isinstance(operation, ops.CancelRun):
             changed.add(operation.run_id)
             ended.add(operation.run_id)
     yield from lock_keys(tx, (key for operation in operations for key in flow_keys_of(operation)))

@@ -16,8 +16,8 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from agentflow.crashpoints import point
+from agentflow.store.hints import Hint, HintKind
 from agentflow.store.postgres_connection import connect
-from agentflow.store.protocol import Hint, HintKind
 
 logger = logging.getLogger("agentflow.store")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from agentflow.store.claim_types import Reclaimed
 from agentflow.store.operations_reclaim import Reclaim
 from agentflow.store.postgres_vectors import OWN_LEASE
-from agentflow.store.protocol import Reclaimed, Status
+from agentflow.store.stored_types import Status
 from agentflow.store.transaction import stored_step
 
 # What is delivered between this statement's snapshot and its lock is not among `numbered`, and counts in `mail`.

@@ -10,26 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentflow.clock import NEVER
-from agentflow.store.operations_messages import signal_output
-from agentflow.store.protocol import (
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import (
     AppendStream,
-    Chunk,
     CommitStep,
-    Delivered,
-    Done,
     Finish,
-    HintKind,
-    ModelCall,
-    NewRun,
-    RunKey,
     SendSignal,
-    Started,
     StartRun,
-    Status,
     WriteModelCall,
 )
+from agentflow.store.operations_messages import signal_output
+from agentflow.store.outcome_types import Delivered, Done, Started
 from agentflow.store.statement import Statement
 from agentflow.store.statements import INSERT_CHUNK, UPSERT_MODEL_CALL
+from agentflow.store.stored_types import Chunk, ModelCall, NewRun, RunKey, Status
 from agentflow.store.transaction import Transaction
 
 

@@ -33,17 +33,7 @@ from agentflow.keys import CANCELLED
 from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
 from agentflow.store.charges import OF_A_TURN
-from agentflow.store.protocol import (
-    CANCEL_KIND,
-    AuditEntry,
-    BudgetState,
-    FunctionInfo,
-    Micros,
-    ModelCall,
-    Origin,
-    Status,
-    StoredMessage,
-)
+from agentflow.store.claim_types import FunctionInfo, Origin
 from agentflow.store.rows import RunRow, table_of
 from agentflow.store.statements import (
     IS_SUBMITTED,
@@ -64,6 +54,15 @@ from agentflow.store.statements_audit import audit
 from agentflow.store.statements_budgets import budget
 from agentflow.store.statements_threads import message, turn
 from agentflow.store.statements_threads import thread as thread_columns
+from agentflow.store.stored_types import (
+    CANCEL_KIND,
+    AuditEntry,
+    BudgetState,
+    Micros,
+    ModelCall,
+    Status,
+    StoredMessage,
+)
 
 _RUN_COLUMNS = (
     run.id,

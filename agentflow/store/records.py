@@ -29,7 +29,7 @@ from agentflow.runs import (
     StreamItem,
     Waiting,
 )
-from agentflow.store.protocol import Status
+from agentflow.store.stored_types import Status
 
 Row = Mapping[str, Any]
 WaitingByRun = Mapping[str, list[Waiting]]

@@ -15,8 +15,10 @@ from typing import Any
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.claim_types import ClaimedRun, Reclaimed
 from agentflow.store.compiling import compile_ahead
-from agentflow.store.hints import Hints
+from agentflow.store.hints import Hint, HintListener, Hints
+from agentflow.store.operation_types import Operation
 from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_reclaim import Reclaim
 from agentflow.store.operations_workers import (
@@ -30,22 +32,12 @@ from agentflow.store.operations_workers import (
     RetireWorker,
     Suspects,
 )
-from agentflow.store.protocol import (
-    NO_GATES,
-    ClaimedRun,
-    GateLimits,
-    Hint,
-    HintListener,
-    Micros,
-    Operation,
-    Queries,
-    Reclaimed,
-    RunKey,
-)
+from agentflow.store.protocol import NO_GATES, Queries
 from agentflow.store.queries import SqlQueries, sqlite_engine
 from agentflow.store.sqlite_backend import Lease, SqliteBackend, connect, monotonic_micros
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_schema import prepare
+from agentflow.store.stored_types import GateLimits, Micros, RunKey
 from agentflow.store.writer import Writer
 
 

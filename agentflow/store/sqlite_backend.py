@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 from agentflow.crashpoints import point
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.batches import Fault
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import CommitStep
 from agentflow.store.operations import apply, is_read, is_strict, workers_of
 from agentflow.store.operations_functions import read_paused
 from agentflow.store.operations_runs import wake_parents
+from agentflow.store.outcome_types import Done
 from agentflow.store.plan import Plan
-from agentflow.store.protocol import CommitStep, Done, Hint, HintKind
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_runs, start_runs, write_asides
 from agentflow.store.statement import Bundle, Statement

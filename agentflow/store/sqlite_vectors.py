@@ -13,23 +13,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from agentflow.clock import NEVER
-from agentflow.store.protocol import (
-    AppendStream,
-    CommitStep,
-    Done,
-    Finish,
-    HintKind,
-    Json,
-    NewRun,
-    RunKey,
-    Started,
-    StartRun,
-    Status,
-    WriteModelCall,
-)
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import AppendStream, CommitStep, Finish, StartRun, WriteModelCall
+from agentflow.store.outcome_types import Done, Started
 from agentflow.store.rows import StepRow, table_of
 from agentflow.store.statement import Statement
 from agentflow.store.statements import INSERT_CHUNK, UPSERT_MODEL_CALL
+from agentflow.store.stored_types import Json, NewRun, RunKey, Status
 from agentflow.store.transaction import Transaction
 
 STEP_COLUMNS = tuple(column.key for column in table_of(StepRow).columns)

@@ -26,7 +26,6 @@ from sqlalchemy import text as raw_text
 
 from agentflow.clock import NEVER
 from agentflow.keys import CANCELLED
-from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import (
     ApprovalRow,
     EventRow,
@@ -45,6 +44,7 @@ from agentflow.store.rows import (
     table_of,
 )
 from agentflow.store.statement import Flavour, Statement, big, small, text
+from agentflow.store.stored_types import CANCEL_KIND
 
 run = table_of(RunRow).c
 run_io = table_of(RunIoRow).c

@@ -17,7 +17,6 @@ from sqlalchemy import (
 )
 from sqlalchemy import literal_column as raw
 
-from agentflow.store.protocol import CANCEL_KIND
 from agentflow.store.rows import RunRow, WaitRow, WorkerRow, table_of
 from agentflow.store.statement import Bundle, Flavour, Statement, big, small, text
 from agentflow.store.statements import (
@@ -37,6 +36,7 @@ from agentflow.store.statements import (
     worker,
 )
 from agentflow.store.statements_ready import next_ready, ready
+from agentflow.store.stored_types import CANCEL_KIND
 
 _RUN, _WAIT = table_of(RunRow), table_of(WaitRow)
 _OF_STEPS = wait.kind != raw(f"'{CANCEL_KIND}'")

@@ -28,8 +28,8 @@ from agentflow.store.batches import (
     carry_out,
     how_many_fit,
 )
+from agentflow.store.hints import Hint
 from agentflow.store.operations import weight_of
-from agentflow.store.protocol import Hint
 from agentflow.turns import ends_turn_of
 
 logger = logging.getLogger("agentflow.store")

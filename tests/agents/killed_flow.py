@@ -22,8 +22,8 @@ import openai.resources.responses  # noqa: F401
 
 from agentflow import Agent, App, Approve, Deny, Settings, ToolContext, crashpoints, recovering, tool
 from agentflow.models.ledger import Billing
+from agentflow.store.operation_types import CommitStep, WriteModelCall
 from agentflow.store.postgres_backend import PostgresBackend
-from agentflow.store.protocol import CommitStep, WriteModelCall
 from agentflow.store.sqlite_backend import SqliteBackend
 
 POINTS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentflow import Agent, AgentInput, App, Approve, ModelRequest, Respond, Settings, ToolCall, tool
-from agentflow.store.protocol import CommitStep, EndTurn, MarkEffect
+from agentflow.store.operation_types import CommitStep, EndTurn, MarkEffect
 from agentflow.testing import FunctionModel
 from tests.agents.killed_flow import _wrap
 from tests.crash.processes import lines

@@ -28,7 +28,8 @@ from agentflow.runs import RunStatus, StepRecord
 from agentflow.settings import Settings
 from agentflow.starts import new_event
 from agentflow.step import Step
-from agentflow.store.protocol import Fenced, ResolveWait, SendEvents
+from agentflow.store.operation_types import ResolveWait, SendEvents
+from agentflow.store.outcome_types import Fenced
 from agentflow.testing import Harness, harness
 
 

@@ -15,7 +15,8 @@ import pytest
 from agentflow import App, Context, RunHandle, RunStatus, Settings, Step, StepRecord
 from agentflow.engine.worker import Worker
 from agentflow.errors import NoWaiter, StepError
-from agentflow.store.protocol import CommitRace, Fenced
+from agentflow.store.operation_types import CommitRace
+from agentflow.store.outcome_types import Fenced
 from agentflow.testing import Harness, harness
 from tests.faults.support import FIRST_SEED
 

@@ -27,7 +27,8 @@ from agentflow.ids import derived_id, is_generated_id
 from agentflow.runs import Run, RunStatus
 from agentflow.step import Step
 from agentflow.store.opening import open_store
-from agentflow.store.protocol import KeepSchedules, ListSchedules, NewSchedule
+from agentflow.store.operation_types import KeepSchedules, ListSchedules
+from agentflow.store.stored_types import NewSchedule
 from agentflow.testing import harness
 from agentflow.testing.app_harness import Harness
 from agentflow.triggers import cron, on_event

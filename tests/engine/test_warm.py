@@ -15,7 +15,8 @@ from agentflow.context import Context
 from agentflow.engine import warm
 from agentflow.runs import RunStatus
 from agentflow.step import Step
-from agentflow.store.protocol import ClaimedRun, Reclaimed, Store
+from agentflow.store.claim_types import ClaimedRun, Reclaimed
+from agentflow.store.protocol import Store
 
 
 class Taken:

@@ -11,7 +11,7 @@ from typing import Any
 from agentflow import App, Settings
 from agentflow.context import Context
 from agentflow.step import Step
-from agentflow.store.protocol import ClaimedRun
+from agentflow.store.claim_types import ClaimedRun
 from tests.crash.flow import write_line
 from tests.faults.killed_flow import facts_of, work_until_killed
 

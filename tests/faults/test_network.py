@@ -18,26 +18,19 @@ from agentflow.app import App
 from agentflow.context import Context
 from agentflow.settings import Settings
 from agentflow.step import Step
-from agentflow.store.protocol import (
-    ClaimedRun,
+from agentflow.store.claim_types import ClaimedRun
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import (
     CommitStep,
-    Delivered,
-    Done,
-    Exists,
     Finish,
-    Hint,
-    HintKind,
-    NewEvent,
     SendEvents,
     SendSignal,
-    Sent,
-    Started,
     StartRun,
-    Status,
     Suspend,
-    Waits,
     WithdrawWait,
 )
+from agentflow.store.outcome_types import Delivered, Done, Exists, Sent, Started, Waits
+from agentflow.store.stored_types import NewEvent, Status
 from tests.faults.load import Load
 from tests.faults.network import Fate, Network, network_to
 from tests.faults.reporting import Report

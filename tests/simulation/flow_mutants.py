@@ -22,9 +22,9 @@ from agentflow.store import (
 )
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.operation_types import Finish, TickSchedule
 from agentflow.store.operations_runs import finish
 from agentflow.store.operations_schedules import tick_schedule
-from agentflow.store.protocol import Finish, TickSchedule
 from agentflow.store.rows import RunRow, ScheduleRow, table_of
 from agentflow.store.statement import Statement, big, text
 from agentflow.store.transaction import Work

@@ -13,10 +13,10 @@ from sqlalchemy import null, select, update
 from agentflow.store import operations, operations_runs, transaction
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.operation_types import Adopt, CommitStep
 from agentflow.store.operations_waits import adopt
 from agentflow.store.operations_workers import Reap, ReleaseOrphans, reap
 from agentflow.store.plan import Plan
-from agentflow.store.protocol import Adopt, CommitStep
 from agentflow.store.rows import RunRow, table_of
 from agentflow.store.statement import Statement, big, small, text
 from agentflow.store.transaction import Transaction, Work

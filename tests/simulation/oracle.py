@@ -22,7 +22,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentflow.store import protocol as p
+from agentflow.store import operation_types as ops
+from agentflow.store import outcome_types, stored_types
 from agentflow.store.operations import is_read
 from agentflow.store.operations_workers import Claim
 from tests.simulation.loop import SimulatedLoop, current_process
@@ -35,19 +36,19 @@ if TYPE_CHECKING:
 
 QUEUED, RUNNING, COMPLETED, CANCELLED, SKIPPED = 0, 1, 4, 6, 7
 _OWNERS_ALONE = (
-    p.CommitStep,
-    p.CommitRace,
-    p.RegisterWait,
-    p.ResolveWait,
-    p.WithdrawWait,
-    p.RecordAttempt,
-    p.Adopt,
-    p.Suspend,
-    p.Release,
-    p.Finish,
-    p.SendSignal,
-    p.SendEvents,
-    p.PlanRun,
+    ops.CommitStep,
+    ops.CommitRace,
+    ops.RegisterWait,
+    ops.ResolveWait,
+    ops.WithdrawWait,
+    ops.RecordAttempt,
+    ops.Adopt,
+    ops.Suspend,
+    ops.Release,
+    ops.Finish,
+    ops.SendSignal,
+    ops.SendEvents,
+    ops.PlanRun,
 )
 
 
@@ -65,7 +66,7 @@ class _Run(NamedTuple):
 
 @cache
 def _slots(gates: str) -> tuple[str, ...]:
-    return () if gates == p.UNPLANNED else p.Gates.from_json(gates).slots
+    return () if gates == stored_types.UNPLANNED else stored_types.Gates.from_json(gates).slots
 
 
 class Oracle:
@@ -169,7 +170,7 @@ class Oracle:
             elif isinstance(operation, Claim):
                 self._owner_of[operation.worker_id] = process
                 self._check_claim(operation, outcome)
-            elif isinstance(operation, p.StartRun) and operation.owner is not None:
+            elif isinstance(operation, ops.StartRun) and operation.owner is not None:
                 self._owner_of[operation.owner] = process
         if has_changed:
             self._check_runs(process, after)
@@ -182,7 +183,7 @@ class Oracle:
     def _check_right(self, operation: Any, outcome: Any, after: dict[str, _Run]) -> None:
         """A write of a run's owner is accepted from its owner alone, while its lease holds."""
         key = operation.run
-        if key is None or isinstance(outcome, p.Fenced | p.MailChanged | Exception):
+        if key is None or isinstance(outcome, outcome_types.Fenced | outcome_types.MailChanged | Exception):
             return
         # Played again, a batch finds what it has done: it is the same object then.
         if id(operation) in self._done:
@@ -190,7 +191,7 @@ class Oracle:
         self._done[id(operation)] = operation
         name, run = type(operation).__name__, self._runs.get(key.run_id)
         let_go = (QUEUED, None)
-        if isinstance(operation, p.Suspend | p.Release) and let_go in (
+        if isinstance(operation, ops.Suspend | ops.Release) and let_go in (
             run and run[:2],
             after[key.run_id][:2],
         ):

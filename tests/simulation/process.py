@@ -24,8 +24,9 @@ from agentflow.engine.worker import Worker
 from agentflow.errors import ConfigurationError
 from agentflow.settings import Settings
 from agentflow.store.batches import Submission
+from agentflow.store.claim_types import FunctionInfo, Origin
+from agentflow.store.hints import Hint, HintKind
 from agentflow.store.operations_workers import RegisterWorker, ReleaseOrphans
-from agentflow.store.protocol import FunctionInfo, Hint, HintKind, Origin
 from agentflow.store.sqlite import SqliteStore
 from agentflow.store.sqlite_backend import SqliteBackend
 from agentflow.store.writer import Writer

@@ -19,7 +19,8 @@ from agentflow.approvals import Approve, DecisionInput, Deny
 from agentflow.errors import NotFound, NoWaiter, SignalConflict
 from agentflow.events import Event
 from agentflow.settings import Settings
-from agentflow.store.protocol import CancelRun, Decide, DecisionResult, PauseFunction, RegisterFunctions
+from agentflow.store.operation_types import CancelRun, Decide, PauseFunction, RegisterFunctions
+from agentflow.store.outcome_types import DecisionResult
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_schema import prepare
 from tests.simulation.faults import CALM_AFTER, Faults

@@ -11,22 +11,12 @@ from typing import Any
 
 from agentflow.clock import NEVER
 from agentflow.settings import Settings
+from agentflow.store.claim_types import ClaimedRun
+from agentflow.store.hints import Hint, HintKind
 from agentflow.store.opening import open_store
-from agentflow.store.protocol import (
-    ClaimedRun,
-    CommitStep,
-    Hint,
-    HintKind,
-    NewApproval,
-    NewEvent,
-    NewRun,
-    RegisterWait,
-    RunKey,
-    StartRun,
-    Store,
-    StoredStep,
-    StoredWait,
-)
+from agentflow.store.operation_types import CommitStep, RegisterWait, StartRun
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import NewApproval, NewEvent, NewRun, RunKey, StoredStep, StoredWait
 
 APP, FUNCTION = "shop", "order"
 _numbers = itertools.count(1)

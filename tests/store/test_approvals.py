@@ -19,17 +19,9 @@ from agentflow.approvals import (
     approval_digest,
 )
 from agentflow.audit import Audit
-from agentflow.store.protocol import (
-    Adopt,
-    CancelRun,
-    Decide,
-    DecisionResult,
-    Finish,
-    RunKey,
-    Status,
-    Suspend,
-    WithdrawWait,
-)
+from agentflow.store.operation_types import Adopt, CancelRun, Decide, Finish, Suspend, WithdrawWait
+from agentflow.store.outcome_types import DecisionResult
+from agentflow.store.stored_types import RunKey, Status
 from tests.migrated import execute
 from tests.store.support import World, a_wait, an_approval, fresh
 

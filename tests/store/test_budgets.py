@@ -11,23 +11,17 @@ from typing import Any
 import pytest
 
 from agentflow.store.charges import charges_of, read_charges, to_nanos, to_usd
-from agentflow.store.operations import apply
-from agentflow.store.protocol import (
-    BudgetState,
+from agentflow.store.operation_types import (
     CommitStep,
-    Done,
     EndAbandonedCall,
-    ModelCall,
-    OverBudget,
     PruneLoose,
     RecordAttempt,
-    Reservation,
-    RunKey,
-    Status,
-    Store,
-    StoredAttempt,
     WriteModelCall,
 )
+from agentflow.store.operations import apply
+from agentflow.store.outcome_types import Done, OverBudget
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import BudgetState, ModelCall, Reservation, RunKey, Status, StoredAttempt
 from agentflow.store.transaction import Transaction
 from tests.store.support import World, a_step, fresh, make_store, with_worker
 

@@ -8,20 +8,17 @@ import random
 import asyncpg
 import pytest
 
-from agentflow.store.protocol import (
+from agentflow.store.operation_types import (
     Adopt,
     CommitStep,
-    Delivered,
-    Done,
-    Exists,
-    Fenced,
     Finish,
     RegisterWait,
     SendSignal,
     StartRun,
-    Status,
     Suspend,
 )
+from agentflow.store.outcome_types import Delivered, Done, Exists, Fenced
+from agentflow.store.stored_types import Status
 from tests.store.support import NEVER, World, a_run, a_step, a_wait, make_store, until, with_worker
 
 RUNS = 40

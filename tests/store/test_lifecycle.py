@@ -6,16 +6,8 @@ import asyncio
 
 from agentflow.clock import NEVER
 from agentflow.runs import RunStatus
-from agentflow.store.protocol import (
-    CANCEL_KIND,
-    Finish,
-    RegisterWait,
-    Rerun,
-    SendEvents,
-    StartRun,
-    Status,
-    Suspend,
-)
+from agentflow.store.operation_types import Finish, RegisterWait, Rerun, SendEvents, StartRun, Suspend
+from agentflow.store.stored_types import CANCEL_KIND, Status
 from tests.store.support import World, a_run, a_wait, an_event, fresh
 
 CANCEL = a_wait("@cancel0", CANCEL_KIND, "gone", NEVER)

@@ -7,7 +7,9 @@ import random
 
 import pytest
 
-from agentflow.store.protocol import BeginModelCall, Done, NotBefore, SettleModelCall, SlowModelCalls, Store
+from agentflow.store.operation_types import BeginModelCall, SettleModelCall, SlowModelCalls
+from agentflow.store.outcome_types import Done, NotBefore
+from agentflow.store.protocol import Store
 from tests.store.support import World, fresh, make_store
 
 MINUTE, SECOND = 60_000_000, 1_000_000

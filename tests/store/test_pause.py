@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from agentflow.store.protocol import FunctionInfo, PauseFunction, RegisterFunctions, StartRun
+from agentflow.store.claim_types import FunctionInfo
+from agentflow.store.operation_types import PauseFunction, RegisterFunctions, StartRun
 from tests.store.support import APP, FUNCTION, World, a_run
 
 

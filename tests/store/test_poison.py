@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agentflow.store.operation_types import Release
 from agentflow.store.poison import to_be_raised
-from agentflow.store.protocol import Release, RunKey
+from agentflow.store.stored_types import RunKey
 from tests.store.support import World, expire_leases
 
 

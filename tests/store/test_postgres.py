@@ -13,23 +13,16 @@ import pytest
 from agentflow.store import postgres_connection
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import CommitStep, SendSignal, Suspend
 from agentflow.store.operations import apply
 from agentflow.store.operations_workers import Claim
+from agentflow.store.outcome_types import Delivered, Done, Fenced
 from agentflow.store.postgres import _REAP, _RENEW
 from agentflow.store.postgres_backend import alive, answer, drive
 from agentflow.store.postgres_connection import connect
 from agentflow.store.postgres_vectors import FENCE
-from agentflow.store.protocol import (
-    CommitStep,
-    Delivered,
-    Done,
-    Fenced,
-    Hint,
-    HintKind,
-    SendSignal,
-    Status,
-    Suspend,
-)
+from agentflow.store.stored_types import Status
 from agentflow.store.transaction import Transaction
 from tests.migrated import Emptying
 from tests.store.support import APP, FUNCTION, NEVER, World, a_step, a_wait, make_store, until, with_worker
@@ -206,7 +199,8 @@ async def test_a_run_claimed_anew_while_the_reaper_looked_is_left_alone(
 async def test_a_start_by_a_worker_that_is_being_reaped_is_queued(
     world: World, by_hand: tuple[Connection, Connection]
 ) -> None:
-    from agentflow.store.protocol import Started, StartRun
+    from agentflow.store.operation_types import StartRun
+    from agentflow.store.outcome_types import Started
     from tests.store.support import a_run
 
     await expire(by_hand[0], world)
@@ -292,7 +286,7 @@ async def test_mail_is_read_before_the_outcomes_it_counts(
     world: World, by_hand: tuple[Connection, Connection]
 ) -> None:
     """Read last, it would count a delivery whose outcome was not there when they were read: lost."""
-    from agentflow.store.protocol import Adopt
+    from agentflow.store.operation_types import Adopt
 
     owner, _ = by_hand
     key = await world.start()
@@ -318,7 +312,7 @@ async def test_mail_is_read_before_the_outcomes_it_counts(
 async def test_of_two_deliveries_at_once_one_resolves_the_wait(
     world: World, by_hand: tuple[Connection, Connection]
 ) -> None:
-    from agentflow.store.protocol import Adopt, ResolveWait
+    from agentflow.store.operation_types import Adopt, ResolveWait
 
     sender, _ = by_hand
     key = await world.start()

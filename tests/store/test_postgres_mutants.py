@@ -15,8 +15,9 @@ from agentflow.store import operations, postgres_vectors
 from agentflow.store import statements as sql
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.delivery import adopt_unread
+from agentflow.store.operation_types import Adopt
 from agentflow.store.operations_workers import Claim, claim
-from agentflow.store.protocol import Adopt, Adopted, Fenced
+from agentflow.store.outcome_types import Adopted, Fenced
 from agentflow.store.statement import Compiled
 from agentflow.store.transaction import Transaction, Work, fence, stored_step
 from tests.store import test_postgres as races

@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 
 from agentflow.errors import DatabaseUnavailable
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import StartRun
 from agentflow.store.postgres_connection import connect
-from agentflow.store.protocol import Hint, HintKind, StartRun
 from tests.faults.network import Fate, network_to
 from tests.store.support import a_run, make_store, with_worker
 

@@ -12,15 +12,8 @@ import pytest
 from agentflow.clock import to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.runs import Page, RunStatus, StepKind, StepStatus
-from agentflow.store.protocol import (
-    Finish,
-    ModelCall,
-    RecordAttempt,
-    Status,
-    StoredAttempt,
-    Suspend,
-    WriteModelCall,
-)
+from agentflow.store.operation_types import Finish, RecordAttempt, Suspend, WriteModelCall
+from agentflow.store.stored_types import ModelCall, Status, StoredAttempt
 from tests.store.support import NEVER, World, a_wait, an_approval
 
 ERROR = '{"name":"Boom","message":"it broke","traceback":null,"attributes":{"code":7},"own":null}'

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agentflow.store.protocol import (
-    CommitRace,
-    CommitStep,
-    Done,
-    Exists,
-    Fenced,
-    NobodyWaits,
-    RecordAttempt,
-    RegisterWait,
-    RunKey,
-    SendSignal,
-    StoredAttempt,
-    Waits,
-)
+from agentflow.store.operation_types import CommitRace, CommitStep, RecordAttempt, RegisterWait, SendSignal
+from agentflow.store.outcome_types import Done, Exists, Fenced, NobodyWaits, Waits
+from agentflow.store.stored_types import RunKey, StoredAttempt
 from tests.store.support import World, a_run, a_step, a_wait, an_approval, fresh
 
 SCOPES = ("r@a/", "r@b%/", "r@b_/")

@@ -7,19 +7,17 @@ import asyncio
 import pytest
 
 from agentflow.clock import NEVER
-from agentflow.store.protocol import (
+from agentflow.store.claim_types import FunctionInfo, Reclaimed
+from agentflow.store.operation_types import (
     CancelRun,
     CommitStep,
-    Done,
-    FunctionInfo,
     PauseFunction,
-    Reclaimed,
     RegisterFunctions,
-    RunKey,
     SendSignal,
-    Status,
     Suspend,
 )
+from agentflow.store.outcome_types import Done
+from agentflow.store.stored_types import RunKey, Status
 from tests.store.support import APP, FUNCTION, World, a_step, a_wait, fresh
 
 

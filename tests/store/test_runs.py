@@ -10,32 +10,30 @@ import pytest
 
 from agentflow.models.ledger import CallState
 from agentflow.runs import RunStatus
-from agentflow.store.protocol import (
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import (
     Adopt,
     AppendStream,
-    Cancelled,
     CancelRun,
-    Chunk,
     CommitStep,
-    Done,
-    Exists,
-    Fenced,
     Finish,
-    Hint,
-    HintKind,
-    KeyConflict,
-    MailChanged,
-    ModelCall,
-    NobodyWaits,
     Release,
-    RunKey,
     SendSignal,
-    Started,
     StartRun,
-    Status,
     Suspend,
     WriteModelCall,
 )
+from agentflow.store.outcome_types import (
+    Cancelled,
+    Done,
+    Exists,
+    Fenced,
+    KeyConflict,
+    MailChanged,
+    NobodyWaits,
+    Started,
+)
+from agentflow.store.stored_types import Chunk, ModelCall, RunKey, Status
 from tests.store.support import APP, FUNCTION, World, a_run, a_step, a_wait, an_approval
 
 
@@ -227,7 +225,8 @@ async def test_a_step_and_the_finish_of_one_batch_are_both_done(world: World) ->
 
 
 async def test_a_paused_function_s_runs_stay_queued(world: World, ready_url: str) -> None:
-    from agentflow.store.protocol import FunctionInfo, RegisterFunctions
+    from agentflow.store.claim_types import FunctionInfo
+    from agentflow.store.operation_types import RegisterFunctions
 
     await world.queue()
     info = FunctionInfo(APP, FUNCTION, "1", "[]", "{}", "{}", paused_at=5)

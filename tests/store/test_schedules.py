@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agentflow.store.protocol import KeepSchedules, ListSchedules, NewSchedule, Ticked, TickSchedule
+from agentflow.store.operation_types import KeepSchedules, ListSchedules, TickSchedule
+from agentflow.store.outcome_types import Ticked
+from agentflow.store.stored_types import NewSchedule
 from tests.store.support import APP, FUNCTION, World, a_run, fresh
 
 

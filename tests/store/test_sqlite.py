@@ -18,19 +18,18 @@ from typing import Any
 import pytest
 
 from agentflow.store import sqlite_backend
-from agentflow.store.protocol import (
+from agentflow.store.hints import HintKind
+from agentflow.store.operation_types import (
     AppendStream,
-    Chunk,
     CommitStep,
     Decide,
-    Done,
-    Fenced,
-    HintKind,
     RegisterWait,
     SendSignal,
     StartRun,
 )
+from agentflow.store.outcome_types import Done, Fenced
 from agentflow.store.sqlite_files import LockFolder
+from agentflow.store.stored_types import Chunk
 from tests.store.support import (
     World,
     a_run,

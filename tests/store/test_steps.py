@@ -7,22 +7,10 @@ from decimal import Decimal
 
 import pytest
 
-from agentflow.store.protocol import (
-    AppendStream,
-    Chunk,
-    CommitStep,
-    Done,
-    Exists,
-    Fenced,
-    Hint,
-    HintKind,
-    ModelCall,
-    RecordAttempt,
-    Status,
-    StoredAttempt,
-    Suspend,
-    WriteModelCall,
-)
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import AppendStream, CommitStep, RecordAttempt, Suspend, WriteModelCall
+from agentflow.store.outcome_types import Done, Exists, Fenced
+from agentflow.store.stored_types import Chunk, ModelCall, Status, StoredAttempt
 from tests.store.support import World, a_step, a_wait
 
 CALL = ModelCall("a", 0, "openai", "gpt", "attempted", "possible", 1_100, "digest")
@@ -148,7 +136,7 @@ async def test_the_stream_is_appended_once_and_counts_into_the_next_seq(world: W
 
 
 async def test_the_answer_tells_the_owner_of_its_mail(world: World) -> None:
-    from agentflow.store.protocol import SendSignal
+    from agentflow.store.operation_types import SendSignal
 
     key = await world.start()
     await world.wait(key, a_wait())

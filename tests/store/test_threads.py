@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 
-from agentflow.store.protocol import (
-    AlreadyMarked,
+from agentflow.store.operation_types import (
     BeginTurn,
     CancelRun,
-    Done,
     EndTurn,
-    Exists,
-    Fenced,
     Finish,
     ForgetThread,
-    Forgotten,
     MarkEffect,
-    RunKey,
-    Status,
     Suspend,
-    ThreadTaken,
-    TurnBegun,
     TurnEnd,
     UnmarkEffect,
 )
+from agentflow.store.outcome_types import (
+    AlreadyMarked,
+    Done,
+    Exists,
+    Fenced,
+    Forgotten,
+    ThreadTaken,
+    TurnBegun,
+)
+from agentflow.store.stored_types import RunKey, Status
 from tests.store.support import APP, World, a_step, make_store, with_worker
 
 KEY = "chat#0/thread"

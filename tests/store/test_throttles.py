@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agentflow.store.protocol import Admission, Finish, GateLimits, Gates, StartRun, Status
+from agentflow.store.operation_types import Finish, StartRun
+from agentflow.store.stored_types import Admission, GateLimits, Gates, Status
 from tests.store.support import FUNCTION, World, a_run
 
 SECOND = 1_000_000

@@ -10,28 +10,29 @@ import pytest
 from agentflow import expressions
 from agentflow.errors import ConfigurationError
 from agentflow.matching import correlation
-from agentflow.store.protocol import (
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import (
     Adopt,
-    Adopted,
-    AlreadyBuffered,
     CancelRun,
-    Delivered,
-    Done,
-    Exists,
     Finish,
-    Hint,
-    HintKind,
-    NobodyWaits,
     ResolveWait,
     SendEvents,
     SendSignal,
-    Sent,
-    SignalTaken,
-    Status,
     Suspend,
-    Waits,
     WithdrawWait,
 )
+from agentflow.store.outcome_types import (
+    Adopted,
+    AlreadyBuffered,
+    Delivered,
+    Done,
+    Exists,
+    NobodyWaits,
+    Sent,
+    SignalTaken,
+    Waits,
+)
+from agentflow.store.stored_types import Status
 from tests.store.support import NEVER, World, a_run, a_step, a_wait, an_event, fresh, until
 
 GOT = '{"name":"go","data":{"x":1}}'

@@ -7,8 +7,11 @@ import asyncio
 import pytest
 
 from agentflow.errors import ConfigurationError
+from agentflow.store.hints import Hint, HintKind
+from agentflow.store.operation_types import CancelRun, Finish, Suspend
 from agentflow.store.operations_workers import RegisterWorker, RetireWorker
-from agentflow.store.protocol import CancelRun, Fenced, Finish, Hint, HintKind, RunKey, Status, Suspend
+from agentflow.store.outcome_types import Fenced
+from agentflow.store.stored_types import RunKey, Status
 from tests.store.support import APP, FUNCTION, NEVER, World, a_wait, expire_leases, fresh
 
 

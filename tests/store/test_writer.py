@@ -12,20 +12,12 @@ import pytest
 from agentflow import crashpoints
 from agentflow.errors import AgentflowError
 from agentflow.store.batches import MOST_BYTES, MOST_OPERATIONS, Fault
+from agentflow.store.hints import Hint, HintKind
 from agentflow.store.loop_writer import MOST_TOGETHER, LoopWriter
-from agentflow.store.protocol import (
-    CommitStep,
-    Done,
-    Exists,
-    Finish,
-    Hint,
-    HintKind,
-    SendSignal,
-    Started,
-    StartRun,
-    Status,
-    Store,
-)
+from agentflow.store.operation_types import CommitStep, Finish, SendSignal, StartRun
+from agentflow.store.outcome_types import Done, Exists, Started
+from agentflow.store.protocol import Store
+from agentflow.store.stored_types import Status
 from tests.store.support import World, a_run, a_step, a_wait, make_store, with_worker
 
 
