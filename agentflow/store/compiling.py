@@ -6,29 +6,44 @@ ten times as long as the next.
 
 from __future__ import annotations
 
-import threading
-import time
+from threading import Event, Thread
 from typing import Final, Literal
 
-from agentflow.store.statement import every_statement
+from agentflow.store.statement import Statement, every_statement
 
 PAUSE_SECONDS: Final = 0.002
 """Between two, so that the event loop has its turn: the thread takes a quarter of a core, for half a second."""
 
-_begun: set[str] = set()
 
+class CompilingAhead:
+    """A thread that compiles all statements for a database that were not compiled in this process before."""
 
-def compile_ahead(database: Literal["sqlite", "postgres"]) -> None:
-    """Compile all statements in a thread, once in a process."""
-    if database not in _begun:
-        _begun.add(database)
-        threading.Thread(
-            target=_compile_all, args=(database,), name="agentflow-statements", daemon=True
-        ).start()
+    def __init__(self, database: Literal["sqlite", "postgres"]) -> None:
+        self._database = database
+        self._is_to_stop = Event()
+        self._thread: Thread | None = None
 
+    def start(self) -> None:
+        """Begin, where there is anything to do."""
+        if self._left():
+            self._thread = Thread(target=self._run, name="agentflow-statements", daemon=True)
+            self._thread.start()
 
-def _compile_all(database: str) -> None:
-    for each in every_statement():
-        if database == "postgres" or not each.only_postgres:
-            getattr(each, database)
-            time.sleep(PAUSE_SECONDS)
+    def stop(self) -> None:
+        """Let the statement that it is at be the last."""
+        self._is_to_stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        for each in self._left():
+            getattr(each, self._database)
+            if self._is_to_stop.wait(PAUSE_SECONDS):
+                break
+
+    def _left(self) -> list[Statement]:
+        return [
+            each
+            for each in every_statement()
+            if self._database not in vars(each) and not (each.only_postgres and self._database == "sqlite")
+        ]

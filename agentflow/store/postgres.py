@@ -14,7 +14,7 @@ import asyncpg  # type: ignore[import-untyped]
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError, DatabaseUnavailable
 from agentflow.store.claim_types import ClaimedRun, Reclaimed
-from agentflow.store.compiling import compile_ahead
+from agentflow.store.compiling import CompilingAhead
 from agentflow.store.hints import Hint, HintListener, Hints
 from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.operation_types import Operation
@@ -96,6 +96,7 @@ class PostgresStore:
         self._suspects: dict[str, Suspects] = {}
         self._hints = Hints()
         self._writer: LoopWriter | None = None
+        self._compiling = CompilingAhead("postgres")
         self._notices: Notices | None = None
         self._pool: asyncpg.Pool[Any] | None = None
         self._queries = SqlQueries(lambda: make_engine(dsn), is_outage=is_query_outage)
@@ -123,10 +124,11 @@ class PostgresStore:
         )
         self._notices = Notices(self._dsn, listener=self._hints.tell)
         self._notices.start()
-        compile_ahead("postgres")
+        self._compiling.start()
 
     async def close(self) -> None:
         """Commit what is queued, then disconnect."""
+        self._compiling.stop()
         if self._writer is not None:
             await self._writer.close()
         if self._notices is not None:

@@ -16,7 +16,7 @@ from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store import statements_workers as worker_sql
 from agentflow.store.claim_types import ClaimedRun, Reclaimed
-from agentflow.store.compiling import compile_ahead
+from agentflow.store.compiling import CompilingAhead
 from agentflow.store.hints import Hint, HintListener, Hints
 from agentflow.store.operation_types import Operation
 from agentflow.store.operations_gates import TendLanes
@@ -52,6 +52,7 @@ class SqliteStore:
         self._hints = Hints()
         self._strict = durability == "strict"
         self._writer: Writer | None = None
+        self._compiling = CompilingAhead("sqlite")
         self._queries = SqlQueries(lambda: sqlite_engine(self._path))
         self.queries: Queries = self._queries
 
@@ -64,10 +65,11 @@ class SqliteStore:
         writer = Writer(backend, listener=self._tell, name="agentflow-writer")
         await writer.start()
         self._writer = writer
-        compile_ahead("sqlite")
+        self._compiling.start()
 
     async def close(self) -> None:
         """Commit what is queued, then let go of the file."""
+        self._compiling.stop()
         if self._writer is not None:
             await self._writer.close()
         await self._queries.close()
