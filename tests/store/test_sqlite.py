@@ -48,7 +48,9 @@ PEER = """
 import asyncio, json, sys
 from agentflow.settings import Settings
 from agentflow.store.opening import open_store
-from agentflow.store.protocol import *
+from agentflow.store.operation_types import CommitStep, Finish
+from agentflow.store.outcome_types import Done
+from agentflow.store.stored_types import Status, StoredStep
 
 async def main(url, name, mode):
     store = open_store(url, settings=Settings())
