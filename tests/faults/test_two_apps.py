@@ -81,9 +81,10 @@ async def test_an_app_is_as_fast_beside_another_s_queued_runs_as_in_an_empty_dat
                 took[app].append(await do_runs(app))
     waiting = "SELECT count(*) FROM agentflow_run WHERE app = 'silent' AND status = 0"
     assert await read_rows(full_url, waiting) == [(QUEUED,)]
-    ratio = min(took[beside]) / min(took[alone])
+    # Of the same turn, because the machine itself may be twice as fast a few seconds later.
+    ratio = median(full / empty for full, empty in zip(took[beside], took[alone], strict=True))
     assert ratio < MOST, f"{ratio:.2f} times as long: {took}"
     report(
         f"beside {QUEUED:,} queued runs of an idle app {RUNS / median(took[beside]):.0f} runs/s, in an empty "
-        f"database {RUNS / median(took[alone]):.0f} runs/s; at best {ratio:.2f} x the time"
+        f"database {RUNS / median(took[alone]):.0f} runs/s; {ratio:.2f} x the time, the median of {TURNS} turns"
     )
