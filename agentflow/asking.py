@@ -11,16 +11,13 @@ from agentflow.budgets import reservations
 from agentflow.crashpoints import point
 from agentflow.errors import BudgetExceeded, ConfigurationError, InvalidInput, ProviderError
 from agentflow.model_limits import model_turn
-from agentflow.models.answers import priced
+from agentflow.models.answers import Priced, priced
 from agentflow.models.conversation import check_can_carry
 from agentflow.models.ledger import CallState, state_after
 from agentflow.models.memo import ModelMemo, Question
 from agentflow.models.output import output_spec
 from agentflow.models.protocol import Model, StreamEvent, model_ref
-from agentflow.models.response import (
-    ModelRequest,
-    RawAnswer,
-)
+from agentflow.models.response import ModelRequest, RawAnswer
 from agentflow.roundtrip import storable_text
 from agentflow.step_runner import NotYet
 from agentflow.store.charges import charges_of
@@ -116,10 +113,10 @@ class Asking:
         self._has_asked = False
         async with model_turn(self._attempt, model.provider, number=number, request=request) as turn:
             answer = await self._send(model, row, unended, lambda: self._exchange(model, request, row))
-            done, answer = self._done(row, model, answer)
+            done, paid = self._done(row, model, answer)
             if done.input_tokens is not None and done.output_tokens is not None:
                 turn.used = done.input_tokens + done.output_tokens
-        return self._memo(done, model, request, answer)
+        return self._memo(done, request, paid)
 
     def _request(self, model: Model) -> ModelRequest:
         spec = output_spec(self._question.output, capabilities=model.capabilities)
@@ -205,14 +202,16 @@ class Asking:
         self._row = row
         self._attempt.end_model_call(row)
 
-    def _memo(self, done: ModelCall, model: Model, request: ModelRequest, answer: RawAnswer) -> ModelMemo:
+    def _memo(self, done: ModelCall, request: ModelRequest, paid: Priced) -> ModelMemo:
         self._end(done)
-        return ModelMemo.of(answer, request, self._question.keep)
+        return ModelMemo.of(paid.answer, request, self._question.keep, parsed=paid.response)
 
-    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> tuple[ModelCall, RawAnswer]:
+    def _done(self, row: ModelCall, model: Model, answer: RawAnswer) -> tuple[ModelCall, Priced]:
         """The row's end, and the answer with its price."""
-        answer, usage = priced(model, answer, latency=row.latency)
-        row = row._replace(
+        paid = priced(model, answer, latency=row.latency)
+        answer = paid.answer
+        usage = {} if paid.response is None else paid.response.usage.model_dump()
+        return row._replace(
             state=CallState.DONE,
             billed="yes",
             ended_at=self._now(),
@@ -220,8 +219,8 @@ class Asking:
             cost=None if answer.cost is None else format(answer.cost, "f"),
             price_version=answer.priced_by,
             error=None,
-        )
-        return (row if usage is None else row._replace(**usage.model_dump())), answer
+            **usage,
+        ), paid
 
 
 async def _close(events: AsyncIterator[StreamEvent]) -> None:

@@ -174,6 +174,25 @@ class _TypedCodec(Codec[T]):
         return find_fault(coerced) or self._compare(coerced, by_alias=True)
 
 
+class _FaithfulCodec(_TypedCodec[T]):
+    """A type of our own, all of whose values come back equal: what is written is not read to see whether they do."""
+
+    def round_trip(self, value: T, where: str) -> tuple[str, T]:
+        try:
+            raw = self._dump(value, by_alias=True, warnings=False)
+            if _is_shallow(raw) and _is_storable(raw):
+                return raw.decode(), value
+        except Exception:  # the slow way says what is wrong and where
+            pass
+        return self._settle(value, where)
+
+
+def faithful_codec(annotation: type[T]) -> Codec[T]:
+    """The codec of a type whose values are plain JSON in all their fields of `Any`, and differ in nothing from what
+    their JSON is read as. A value that was just stored is then the one that was given, not a copy."""
+    return _FaithfulCodec(annotation, coerce=False)
+
+
 def codec_for(annotation: object, *, coerce: bool = False) -> Codec[Any]:
     """The codec of a type; plain JSON for `Any` and a missing annotation; `Awaitable[T]` counts as `T`.
 
@@ -335,8 +354,12 @@ def _content(cell: types.CellType) -> object:
 
 
 def _is_shallow(raw: bytes) -> bool:
-    """Whether the text cannot be nested too deep; False asks for a closer look."""
-    return len(raw) <= 2 * MAX_DEPTH or raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH
+    """Whether JSON is not nested too deep. Raises `ValueError` where it is far too deep."""
+    return (
+        len(raw) <= 2 * MAX_DEPTH
+        or raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH
+        or not is_too_deep(from_json(raw))
+    )
 
 
 def _is_storable(raw: bytes) -> bool:
@@ -392,6 +415,7 @@ __all__ = [
     "digest",
     "encode_error",
     "error_from",
+    "faithful_codec",
     "loads",
     "return_annotation",
 ]

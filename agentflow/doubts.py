@@ -11,7 +11,8 @@ from agentflow.models.memo import ModelMemo, Question
 from agentflow.models.output import output_spec
 from agentflow.models.protocol import Capabilities
 from agentflow.models.replies import encode_reply
-from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer, canonical_json
+from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer
+from agentflow.models.values import canonical_json
 from agentflow.step_runner import RawId
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from agentflow.asking import Asking
-from agentflow.codec import Codec, codec_for
+from agentflow.codec import Codec, faithful_codec
 from agentflow.doubts import decide, memo_of_person
 from agentflow.durations import Duration, parse_duration
 from agentflow.errors import ConfigurationError, InDoubt
@@ -194,7 +194,7 @@ def check_unchanged(step: Step, asked: Asked, question: Question, *, because: st
     logger.warning("run %s: %s; the stored answer is used", runner.run_id, told)
 
 
-_MEMO: Codec[ModelMemo] = codec_for(ModelMemo)
+_MEMO: Codec[ModelMemo] = faithful_codec(ModelMemo)
 
 
 def ask_model(

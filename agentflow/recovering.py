@@ -203,10 +203,10 @@ class Recovering(Asking):
                 "%s: the code would ask something else now than what the answer that was found answers",
                 self._attempt.key,
             )
-        done, answer = self._done(row, model, answer)
+        done, paid = self._done(row, model, answer)
         if row.latency is not None:
             done = done._replace(provider_id=row.provider_id)  # the batch's: the answer's own is in the memo
-        return self._memo(done, model, request, answer)
+        return self._memo(done, request, paid)
 
     # --------------------------------------------------------------------------------------------------- the request
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentflow.models.output import with_output
 from agentflow.models.pricing import cost_of, prices_version
 from agentflow.models.protocol import Model, model_ref, prices_apart
-from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer, Usage
+from agentflow.models.response import ModelResponse, OutputSpec, RawAnswer
 
 logger = logging.getLogger(__name__)
 
 
-def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> tuple[RawAnswer, Usage | None]:
-    """The answer with today's cost, to be stored, and its usage. Never raises: a paid answer must not be lost for want
-    of a price, nor when it cannot be read.
-    """
+class Priced(NamedTuple):
+    """An answer with today's cost, to be stored; and what it says, where it can be read."""
+
+    answer: RawAnswer
+    response: ModelResponse | None
+
+
+def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> Priced:
+    """The answer with its price. Never raises: a paid answer must not be lost for want of a price, nor when it cannot
+    be read."""
     try:
         response = model.parse(answer.raw)
     except Exception:
         logger.exception("answer %s of %s cannot be read", answer.provider_id, model_ref(model))
-        return answer, None
+        return Priced(answer, None)
     try:
         cost = response.cost
         # An answer without usage is one of unknown cost, not a free one: some gateways count no tokens.
@@ -35,8 +41,8 @@ def priced(model: Model, answer: RawAnswer, *, latency: str | None = None) -> tu
             )
     except Exception:
         logger.exception("no price for answer %s of %s", answer.provider_id, model_ref(model))
-        return answer, response.usage
-    return answer.model_copy(update={"cost": cost, "priced_by": prices_version(latency)}), response.usage
+        return Priced(answer, response)
+    return Priced(answer.model_copy(update={"cost": cost, "priced_by": prices_version(latency)}), response)
 
 
 def read_answer(
@@ -46,7 +52,13 @@ def read_answer(
 
     `model` is any model of the provider that gave the answer; `spec` is the request's `output`.
     """
-    response = model.parse(answer.raw)
+    return finished(model.parse(answer.raw), answer, spec=spec, output=output)
+
+
+def finished(
+    response: ModelResponse, answer: RawAnswer, *, spec: OutputSpec | None, output: Any
+) -> ModelResponse:
+    """What a provider's `parse` made of the answer, with the cost that was stored and the output."""
     if answer.priced_by is not None:
         response = response.model_copy(update={"cost": answer.cost})
     return with_output(response, spec, output)

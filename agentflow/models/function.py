@@ -9,15 +9,15 @@ from typing import Any
 
 from agentflow.models.failures import exception_failure
 from agentflow.models.protocol import Capabilities, Failure, StreamEvent
-from agentflow.models.replies import Reply, as_response, decode_reply, encode_response
+from agentflow.models.replies import Reply, decode_reply, encode_reply
 from agentflow.models.response import (
     ModelRequest,
     ModelResponse,
     RawAnswer,
     TextDelta,
     ToolArgsDelta,
-    canonical_json,
 )
+from agentflow.models.values import canonical_json
 
 ReplyFunction = Callable[[ModelRequest], Reply | Awaitable[Reply]]
 
@@ -50,19 +50,18 @@ class FunctionModel:
         self.model = name or str(getattr(function, "__name__", type(function).__name__))
 
     async def request(self, request: ModelRequest) -> RawAnswer:
-        return self._answer(as_response(await self.reply(request), request), request)
+        return self._answer(await self._raw(request))
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
-        response = as_response(await self.reply(request), request)
-        answer = self._answer(response, request)
-        for text in _chunks(response.text):
+        raw = await self._raw(request)
+        for text in _chunks(raw["text"]):
             yield TextDelta(text=text)
             await asyncio.sleep(0)
-        for call in response.tool_calls:
-            for position, text in enumerate(_chunks(canonical_json(call.args))):
-                yield ToolArgsDelta(index=call.index, text=text, name=None if position else call.name)
+        for call in raw["tool_calls"]:
+            for position, text in enumerate(_chunks(canonical_json(call["args"]))):
+                yield ToolArgsDelta(index=call["index"], text=text, name=None if position else call["name"])
                 await asyncio.sleep(0)
-        yield answer
+        yield self._answer(raw)
 
     async def reply(self, request: ModelRequest) -> Reply:
         """What the function says."""
@@ -75,8 +74,10 @@ class FunctionModel:
     def classify(self, error: BaseException) -> Failure:
         return exception_failure(error, provider=self.provider, model=self.model)
 
-    def _answer(self, response: ModelResponse, request: ModelRequest) -> RawAnswer:
-        raw = encode_response(response, request, name=self.model)
+    async def _raw(self, request: ModelRequest) -> dict[str, Any]:
+        return encode_reply(await self.reply(request), request, name=self.model)
+
+    def _answer(self, raw: dict[str, Any]) -> RawAnswer:
         return RawAnswer(provider=self.provider, model=self.model, raw=raw, provider_id=raw["provider_id"])
 
     def __repr__(self) -> str:

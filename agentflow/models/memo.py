@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from agentflow.codec import PLAIN
 from agentflow.errors import ConfigurationError, Unserialisable
-from agentflow.models.answers import read_answer
+from agentflow.models.answers import finished, read_answer
 from agentflow.models.function import FunctionModel
 from agentflow.models.messages import Message
 from agentflow.models.protocol import Model, model_ref
@@ -74,13 +74,23 @@ class ModelMemo(BaseModel):
     """What the answer was asked to be."""
     keep: dict[str, Any] | None = None
 
+    parsed: ClassVar[ModelResponse | None] = None
+    """What the answer was parsed as when it was priced, for who has just asked. It is not stored."""
+
     @classmethod
-    def of(cls, answer: RawAnswer, request: ModelRequest, keep: dict[str, Any] | None) -> ModelMemo:
-        is_storable = _is_storable(answer.raw)
-        return cls(
+    def of(
+        cls,
+        answer: RawAnswer,
+        request: ModelRequest,
+        keep: dict[str, Any] | None,
+        *,
+        parsed: ModelResponse | None = None,
+    ) -> ModelMemo:
+        raw = _as_stored(answer.raw)
+        memo = cls(
             model=request.model,
-            raw=answer.raw if is_storable else None,
-            raw_text=None if is_storable else json.dumps(answer.raw),
+            raw=raw,
+            raw_text=json.dumps(answer.raw) if raw is None else None,
             provider_id=answer.provider_id,
             cost=answer.cost,
             priced_by=answer.priced_by,
@@ -88,6 +98,9 @@ class ModelMemo(BaseModel):
             output=request.output,
             keep=keep,
         )
+        if raw == answer.raw:
+            object.__setattr__(memo, "parsed", parsed)
+        return memo
 
     @property
     def answer(self) -> RawAnswer:
@@ -102,17 +115,19 @@ class ModelMemo(BaseModel):
         )
 
 
-def _is_storable(raw: dict[str, Any]) -> bool:
+def _as_stored(raw: dict[str, Any]) -> dict[str, Any] | None:
+    """The answer as it comes back from the database, `None` where that cannot keep it."""
     try:
-        PLAIN.encode(raw, "an answer")
+        return cast(dict[str, Any], PLAIN.round_trip(raw, "an answer")[1])
     except Unserialisable:
-        return False
-    return True
+        return None
 
 
 def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> ModelResponse:
     """The response in a memo. Raises `OutputInvalid`. `models` are those that may have given it."""
     answer = memo.answer
+    if memo.parsed is not None:
+        return finished(memo.parsed, answer, spec=memo.output, output=output)
     if memo.raw is None:
         answer = answer.model_copy(update={"raw": with_texts(answer.raw, whole_characters)})
     return read_answer(_reader(memo, models), answer, spec=memo.output, output=output)

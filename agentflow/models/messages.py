@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from agentflow.errors import InvalidInput
 from agentflow.models.media import FilePart, ImagePart, Media
-from agentflow.models.values import Positional, Value
+from agentflow.models.values import Derived, Positional, Value, canonical_json
 
 Role: TypeAlias = Literal["user", "assistant", "tool"]
 
@@ -129,7 +130,7 @@ class Origin(Value):
     """What stood beside the items and has to come back with them (the container that their code ran in)."""
 
 
-class Message(Positional):
+class Message(Positional, Derived):
     """One message of a conversation.
 
     A str is a user's message, and `content` may stand for `parts`: `Message.model_validate("hello")`,
@@ -141,6 +142,8 @@ class Message(Positional):
     role: Role
     parts: list[Part]
     origin: Origin | None = None
+
+    derived: ClassVar[tuple[str, ...]] = ("canonical",)
 
     @model_validator(mode="before")
     @classmethod
@@ -167,6 +170,11 @@ class Message(Positional):
             if part.kind not in allowed:
                 raise ValueError(f"a message of role {self.role!r} cannot hold a part of kind {part.kind!r}")
         return self
+
+    @cached_property
+    def canonical(self) -> str:
+        """Its canonical JSON, which each request of the conversation from then on holds."""
+        return canonical_json(self.model_dump(mode="json"))
 
     @property
     def text(self) -> str:

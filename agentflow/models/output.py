@@ -29,14 +29,10 @@ def output_spec(output: Any, *, capabilities: Capabilities) -> OutputSpec | None
     """What to ask for so that the answer can become `output` (any type pydantic knows); None for text."""
     if output is None or output is str:
         return None
-    schema = _adapter(output).json_schema()
-    wrapped = schema.get("type") != "object"
-    return OutputSpec(
-        name=_schema_name(output),
-        schema=_wrapped(schema) if wrapped else schema,
-        mode=_mode_for(capabilities),
-        wrapped=wrapped,
-    )
+    try:
+        return _kept_spec(output, _mode_for(capabilities))
+    except TypeError:  # Annotated[..., something unhashable]
+        return _spec(output, _mode_for(capabilities))
 
 
 def lower_output(request: ModelRequest) -> ModelRequest:
@@ -96,6 +92,21 @@ def ask_again(invalid: OutputInvalid) -> list[Message]:
             Message(role="tool", parts=[ToolResult(call_id=final.id, content=told, is_error=True)]),
         ]
     return [*response.messages, Message(role="user", parts=[TextPart(text=told)])]
+
+
+def _spec(output: Any, mode: OutputMode) -> OutputSpec:
+    schema = _adapter(output).json_schema()
+    wrapped = schema.get("type") != "object"
+    return OutputSpec(
+        name=_schema_name(output),
+        schema=_wrapped(schema) if wrapped else schema,
+        mode=mode,
+        wrapped=wrapped,
+    )
+
+
+_kept_spec = lru_cache(maxsize=256)(_spec)
+"""A schema takes pydantic long to make, and each turn asks for it."""
 
 
 def _mode_for(capabilities: Capabilities) -> OutputMode:

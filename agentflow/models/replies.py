@@ -15,7 +15,8 @@ from agentflow.errors import ConfigurationError
 from agentflow.models.media import characters_that_count
 from agentflow.models.messages import Message, Part, TextPart, ToolCall
 from agentflow.models.output import FINAL_ANSWER
-from agentflow.models.response import ModelRequest, ModelResponse, Usage, canonical_json
+from agentflow.models.response import ModelRequest, ModelResponse, Usage
+from agentflow.models.values import canonical_json
 
 Reply: TypeAlias = str | ToolCall | BaseModel | dict[str, Any] | Sequence[Any] | BaseException | ModelResponse
 """Text, a tool call or several, a structured output (model, dict, list), an exception to raise, a whole
@@ -25,22 +26,15 @@ response.
 
 def encode_reply(reply: Reply, request: ModelRequest, *, name: str) -> dict[str, Any]:
     """The raw answer of a model called `name` that replies so; raises the reply if it is an exception."""
-    return encode_response(as_response(reply, request), request, name=name)
-
-
-def as_response(reply: Reply, request: ModelRequest) -> ModelResponse:
-    """The response that a reply stands for; raises it if it is an exception."""
     if isinstance(reply, BaseException):
         raise reply
-    response = reply if isinstance(reply, ModelResponse) else _response(_parts(reply, request), request)
-    return response.model_copy(update=_missing_in(response))
-
-
-def encode_response(response: ModelResponse, request: ModelRequest, *, name: str) -> dict[str, Any]:
-    """The raw answer of a model called `name`, from an `as_response`."""
-    raw = response.model_dump(mode="json", exclude={"output", "raw"})
-    raw["model"] = response.model or name
-    if not response.provider_id:
+    if isinstance(reply, ModelResponse):
+        whole = reply.model_copy(update=_missing_in(reply))
+        raw = whole.model_dump(mode="json", exclude={"output", "raw"})
+        raw["model"] = reply.model or name
+    else:
+        raw = _raw_of(_parts(reply, request), request, name=name)
+    if not raw["provider_id"]:
         digest = hashlib.sha256(canonical_json([name, request.digest(), raw]).encode())
         raw["provider_id"] = f"reply_{digest.hexdigest()[:24]}"
     return raw
@@ -69,18 +63,27 @@ def _missing_in(response: ModelResponse) -> dict[str, Any]:
     }
 
 
-def _response(parts: list[str | ToolCall], request: ModelRequest) -> ModelResponse:
-    text = "".join(part for part in parts if isinstance(part, str))
-    calls = [part for part in parts if isinstance(part, ToolCall)]
-    return ModelResponse(
-        text=text,
-        tool_calls=_numbered(calls),
-        usage=Usage(
-            input_tokens=_tokens(characters_that_count(len(request.canonical), request.media)),
-            output_tokens=_tokens(len(text))
-            + sum(_tokens(len(call.name + canonical_json(call.args))) for call in calls),
-        ),
+def _raw_of(parts: list[str | ToolCall], request: ModelRequest, *, name: str) -> dict[str, Any]:
+    """What the JSON of the response would be, as it says text and calls alone: a test makes thousands of them."""
+    text = "".join([part for part in parts if isinstance(part, str)])
+    calls = _numbered([part for part in parts if isinstance(part, ToolCall)])
+    called = [call.model_dump(mode="json") for call in calls]
+    said = [{"kind": "text", "text": text}] if text or not calls else []
+    usage = Usage(
+        input_tokens=_tokens(characters_that_count(len(request.canonical), request.media)),
+        output_tokens=_tokens(len(text))
+        + sum([_tokens(len(call.name) + len(canonical_json(call.args))) for call in calls]),
     )
+    return {
+        "text": text,
+        "tool_calls": called,
+        "messages": [{"role": "assistant", "parts": [*said, *called], "origin": None}],
+        "usage": usage.model_dump(),
+        "cost": None,
+        "finish_reason": "tool_calls" if calls else "stop",
+        "provider_id": None,
+        "model": name,
+    }
 
 
 def _parts(reply: object, request: ModelRequest) -> list[str | ToolCall]:

@@ -7,11 +7,10 @@ reader that is mended later reads old answers right.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
@@ -19,9 +18,7 @@ from pydantic.dataclasses import dataclass
 from agentflow.errors import InvalidInput
 from agentflow.models.media import FilePart, ImagePart
 from agentflow.models.messages import Message, ToolCall, to_messages
-from agentflow.models.values import Value
-
-Copied = TypeVar("Copied", bound=Value)
+from agentflow.models.values import Derived, Value, canonical_json
 
 Latency: TypeAlias = Literal["batch", "2h", "8h"]
 """How much later than at once a cheaper answer may come."""
@@ -52,7 +49,7 @@ class Usage(Value):
         )
 
 
-class ModelSettings(Value):
+class ModelSettings(Derived):
     """How a model is to answer. None leaves the choice to the provider.
 
     `extra` is merged into the provider's request body last, as it is: what only one provider knows goes
@@ -81,6 +78,14 @@ class ModelSettings(Value):
     """Says which requests begin alike, so that OpenAI sends them where their beginning is kept."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
+    derived: ClassVar[tuple[str, ...]] = ("canonical",)
+
+    @cached_property
+    def canonical(self) -> str:
+        """The canonical JSON of the settings that somebody made: one that comes to be later leaves the digests of
+        before as they are."""
+        return canonical_json(self.model_dump(mode="json", exclude_defaults=True))
+
     def merged(self, other: ModelSettings | None) -> ModelSettings:
         """These settings, with what `other` sets taking their place."""
         if other is None:
@@ -100,6 +105,13 @@ class ToolSpec:
     description: str
     schema: dict[str, Any]
 
+    @cached_property
+    def canonical(self) -> str:
+        """Its canonical JSON, which each request of an agent that has the tool holds."""
+        return canonical_json(_TOOL.dump_python(self, mode="json"))
+
+
+_TOOL = TypeAdapter(ToolSpec)
 
 OutputMode: TypeAlias = Literal["native", "tool", "prompted"]
 
@@ -118,7 +130,10 @@ class OutputSpec:
     wrapped: bool = False
 
 
-class ModelRequest(Value):
+_OUTPUT = TypeAdapter(OutputSpec)
+
+
+class ModelRequest(Derived):
     """One question to a model. `model` is "provider:model"."""
 
     model: str
@@ -143,13 +158,21 @@ class ModelRequest(Value):
         """The images and files in its messages."""
         return [part for message in self.messages for part in message.media]
 
+    derived: ClassVar[tuple[str, ...]] = ("canonical", "_digest")
+
     @cached_property
     def canonical(self) -> str:
-        """The request's canonical JSON, without the settings that nobody made: one that comes to be later leaves the
-        digests of before as they are."""
-        asked = self.model_dump(mode="json", exclude={"settings"})
-        asked["settings"] = self.settings.model_dump(mode="json", exclude_defaults=True)
-        return canonical_json(asked)
+        """The request's canonical JSON, put together from what its parts keep: a conversation grows by a message, and
+        the messages before are what they were."""
+        output = None if self.output is None else _OUTPUT.dump_python(self.output, mode="json")
+        return (
+            f'{{"instructions":{canonical_json(self.instructions)}'
+            f',"messages":[{",".join([message.canonical for message in self.messages])}]'
+            f',"model":{canonical_json(self.model)}'
+            f',"output":{canonical_json(output)}'
+            f',"settings":{self.settings.canonical}'
+            f',"tools":[{",".join([tool.canonical for tool in self.tools])}]}}'
+        )
 
     def digest(self) -> str:
         """SHA-256 of the request's canonical JSON: what the ledger keeps in place of the request."""
@@ -164,19 +187,6 @@ class ModelRequest(Value):
             raise InvalidInput(
                 f"what {self.model} is to be asked holds a lone surrogate, which has no UTF-8: {around}"
             ) from None
-
-    def __copy__(self) -> Self:
-        return _forgetful(super().__copy__())
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return _forgetful(super().__deepcopy__(memo))
-
-
-def _forgetful(copied: Copied) -> Copied:
-    """A copy without what was derived: it may be made to differ."""
-    for derived in ("canonical", "_digest"):
-        copied.__dict__.pop(derived, None)
-    return copied
 
 
 class RawAnswer(Value):
@@ -250,14 +260,6 @@ class AttemptReset(Value):
 
 
 Delta: TypeAlias = TextDelta | ReasoningDelta | ToolArgsDelta
-
-
-def canonical_json(value: object) -> str:
-    """The one JSON text of a value: keys sorted, nothing between."""
-    return _CANONICAL.encode(value)
-
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:

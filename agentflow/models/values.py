@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import json
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +12,24 @@ class Value(BaseModel):
     """A frozen value that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Derived(Value):
+    """A value that keeps what was derived from it, as `cached_property` does. A copy does not, as it may differ."""
+
+    derived: ClassVar[tuple[str, ...]] = ()
+    """The names of what is kept."""
+
+    def __copy__(self) -> Self:
+        return self._forgetful(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self._forgetful(super().__deepcopy__(memo))
+
+    def _forgetful(self, copied: Self) -> Self:
+        for name in self.derived:
+            copied.__dict__.pop(name, None)
+        return copied
 
 
 class Positional(Value):
@@ -30,3 +49,11 @@ class Positional(Value):
 
         # To pydantic it is no `__init__` of a user's, which had to be called for each value that comes from JSON.
         __init__.__pydantic_base_init__ = True
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of a value: keys sorted, nothing between."""
+    return _CANONICAL.encode(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from agentflow import App, Context, ModelRequest, ModelResponse, Step, Usage, tool
 from agentflow.errors import ConfigurationError, OutputInvalid, ProviderError, RateLimited, RunFailed
 from agentflow.inference import check_billing
+from agentflow.models.response import RawAnswer
 from agentflow.runs import RunStatus
-from agentflow.testing import ScriptedModel, harness
+from agentflow.testing import FunctionModel, ScriptedModel, harness
 from tests.agents.support import call, steps_of
 
 
@@ -70,6 +71,49 @@ async def test_the_memo_is_the_raw_answer_and_replay_reads_it_again(sqlite_url: 
     assert len(model.requests) == 1
     assert ledger(sqlite_url) == [(0, "scripted", "done", "yes", 1)]
     assert (usage.calls, usage.cost) == (1, Decimal("0.1"))
+
+
+class Counting(FunctionModel):
+    """Counts how often an answer is parsed; `raw` is put into it."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        super().__init__(lambda _: "Hello", name="counting")
+        self.parsed: list[dict[str, Any]] = []
+        self._raw_besides = raw
+
+    async def request(self, request: ModelRequest) -> RawAnswer:
+        answer = await super().request(request)
+        return answer.model_copy(update={"raw": answer.raw | self._raw_besides})
+
+    def parse(self, raw: dict[str, Any]) -> ModelResponse:
+        self.parsed.append(raw)
+        told = {name: value for name, value in raw.items() if name not in self._raw_besides}
+        return super().parse(told).model_copy(update={"text": repr(raw.get("beside")), "raw": raw})
+
+
+@pytest.mark.parametrize(("beside", "times"), [(["a", "list"], 1), (("a", "tuple"), 2)])
+async def test_who_has_just_asked_parses_an_answer_once_and_sees_what_is_stored(
+    sqlite_url: str, beside: Any, times: int
+) -> None:
+    """What JSON changes is parsed again, as it is stored: replay must not show the code what it did not see before."""
+    app, seen = App("t"), []
+    model = Counting({"beside": beside})
+
+    @app.function
+    async def ask(ctx: Context[str], step: Step) -> str:
+        seen.append(await step.ai.infer("ask", model=model, messages=ctx.data))
+        if len(seen) == 1:
+            assert len(model.parsed) == times
+        await step.sleep("nap", "1h")
+        return seen[-1].text
+
+    async with harness(app, database_url=sqlite_url) as h:
+        run = await h.start(ask, "Well?")
+        await h.advance("1h")
+        assert await run.result(5) == repr(list(beside))
+    first, replayed = seen
+    assert first == replayed
+    assert len(model.parsed) == times + 1
 
 
 async def test_an_answer_that_does_not_validate_is_raised_and_never_asked_again(sqlite_url: str) -> None:

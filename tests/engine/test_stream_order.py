@@ -9,7 +9,7 @@ import pytest
 
 from agentflow import Agent, App, Approve, Context, Deny, ModelRequest, Step
 from agentflow.models.function import FunctionModel
-from agentflow.models.replies import as_response
+from agentflow.models.replies import encode_reply
 from agentflow.providers import AttemptReset, TextDelta
 from agentflow.runs import StreamItem
 from agentflow.testing import ScriptedModel, harness
@@ -157,7 +157,7 @@ async def test_a_crash_in_the_middle_of_an_answer_says_so_before_it_is_told_agai
             told.set()
             await go_on.wait()
             yield TextDelta(text="f it.")
-            yield self._answer(as_response("All of it.", request), request)
+            yield self._answer(encode_reply("All of it.", request, name=self.model))
 
     agent = Agent("speaker", model=Pausing(lambda _: "", name="pausing"))
     app.add(agent)

@@ -17,7 +17,8 @@ from agentflow.model_limits import estimate_tokens
 from agentflow.models.conversation import check_size
 from agentflow.models.messages import Message, ToolCall, ToolResult, to_messages
 from agentflow.models.replies import decode_reply, encode_reply
-from agentflow.models.response import ModelRequest, ModelSettings, canonical_json
+from agentflow.models.response import ModelRequest, ModelSettings
+from agentflow.models.values import canonical_json
 from agentflow.testing import FunctionModel
 
 PNG = b"\x89PNG\r\n\x1a\n not much of one"

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from agentflow.errors import ConfigurationError, OutputInvalid
 from agentflow.models.conversation import check_conversation
-from agentflow.models.messages import Message, ToolCall
+from agentflow.models.media import ImagePart
+from agentflow.models.messages import Message, Origin, TextPart, ToolCall, ToolResult
 from agentflow.models.output import FINAL_ANSWER, ask_again, lower_output, output_spec, with_output
 from agentflow.models.protocol import Capabilities
 from agentflow.models.replies import decode_reply, encode_reply
-from agentflow.models.response import ModelRequest, ModelResponse, ModelSettings, OutputSpec, ToolSpec
+from agentflow.models.response import ModelRequest, ModelResponse, ModelSettings, OutputSpec, ToolSpec, Usage
+from agentflow.models.values import canonical_json
 
 NATIVE, TOOLS, WORDS = Capabilities(json_schema=True), Capabilities(), Capabilities(tools=False)
 
@@ -39,6 +41,7 @@ class Tree(BaseModel):
     children: list[Tree] = []
 
 
+IMAGE = {"kind": "image", "media_type": "image/png", "data": "iVBORw0KGgo="}
 RESOLUTION = Resolution(reply="Done", refunded=Decimal("12.50"), on=date(2026, 11, 2), kind=Kind.SMALL)
 
 
@@ -194,3 +197,59 @@ def test_the_digest_is_the_same_for_the_same_request_and_no_other() -> None:
         request.model_copy(update={"output": replace(spec_of(Resolution), mode="tool")}).digest()
         != request.digest()
     )
+
+
+def test_a_request_s_canonical_json_is_that_of_the_whole() -> None:
+    call = ToolCall(id="call_0", name="look", args={"b": [1.5, None], "a": '\u00e9"'})
+    request = ModelRequest(
+        model="a:b",
+        messages=[
+            Message(role="user", parts=[TextPart("Hi"), ImagePart.model_validate(IMAGE)]),
+            Message(role="assistant", parts=[call], origin=Origin(provider="a", items=[{"z": 1, "a": 2}])),
+            Message(role="tool", parts=[ToolResult("call_0", {"k": [1, 2]})]),
+        ],
+        instructions="Be short.",
+        tools=(ToolSpec("look", "Look.", {"type": "object"}), ToolSpec("see", "See.", {"type": "object"})),
+        output=spec_of(Resolution),
+        settings=ModelSettings(temperature=0.5, stop=("a", "b")),
+    )
+    asked = request.model_dump(mode="json") | {"settings": {"temperature": 0.5, "stop": ["a", "b"]}}
+    for _ in range(2):  # the second time from what the messages and tools keep
+        assert request.model_copy().canonical == canonical_json(asked)
+
+
+def test_a_copy_of_a_message_keeps_nothing_that_was_derived() -> None:
+    message = Message(role="user", parts=[TextPart("Hi")])
+    asked = message.canonical
+    assert message.with_text("Ho").canonical == asked.replace("Hi", "Ho")
+    assert message == Message(role="user", parts=[TextPart("Hi")])
+    assert message.model_dump() == Message(role="user", parts=[TextPart("Hi")]).model_dump()
+
+
+def test_a_spec_is_made_once_for_a_type_and_a_mode() -> None:
+    assert spec_of(Resolution) is spec_of(Resolution)
+    assert (spec_of(Resolution).mode, spec_of(Resolution, TOOLS).mode) == ("native", "tool")
+    unhashable = Annotated[int, Field(json_schema_extra={"x": [1]}), ["a list"]]
+    assert spec_of(unhashable) == spec_of(unhashable)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Hello",
+        "",
+        ToolCall(name="look", args={"where": "there"}),
+        ["First", ToolCall(name="look", args={}), ToolCall(name="see", id="mine", args={"a": [1]})],
+    ],
+)
+def test_a_reply_is_the_raw_answer_of_the_response_it_stands_for(reply: Any) -> None:
+    request = ModelRequest(model="any:model", messages=["Hi"])
+    raw = encode_reply(reply, request, name="test")
+    parts = reply if isinstance(reply, list) else [reply]
+    whole = ModelResponse(
+        text="".join(part for part in parts if isinstance(part, str)),
+        tool_calls=[part for part in parts if isinstance(part, ToolCall)],
+        usage=Usage.model_validate(raw["usage"]),
+    )
+    assert raw == encode_reply(whole, request, name="test")
+    assert list(raw) == list(encode_reply(whole, request, name="test"))

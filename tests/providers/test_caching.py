@@ -176,7 +176,7 @@ async def test_a_recorded_read_and_write_cost_what_anthropic_says(recording: Cal
         read, _ = priced(model, await model.request(asking()))
         written, counted = priced(model, await model.request(asking()))
     assert counted is not None
-    assert (counted.cached_tokens, counted.cache_write_tokens) == (1_111, 418)
+    assert (counted.usage.cached_tokens, counted.usage.cache_write_tokens) == (1_111, 418)
     # 3 in, 1111 read, 406 out
     assert read.cost == Decimal("0.0064323")
     # 3 in, 1111 read, 418 written, 33 out
@@ -192,7 +192,8 @@ async def test_what_is_kept_for_an_hour_costs_more_to_write(
     server.add(ModelResponse(text="Hello", usage=usage))
     model = Anthropic(CLAUDE)
     answer, counted = priced(model, await model.request(asking(settings=ModelSettings(cache=lifetime))))
-    assert counted == usage
+    assert counted is not None
+    assert counted.usage == usage
     assert answer.cost == (100 * 3 + 500 * Decimal("0.3") + 1_000 * price + 10 * 15) / 1_000_000
 
 
