@@ -318,7 +318,11 @@ def function_types(fn: Callable[..., Any]) -> tuple[Any, Any]:
             f"the annotations of {_place(fn)} cannot be resolved: {error}. "
             "Define or import the type at the module's top level, before the function"
         ) from error
-    context = hints.get(parameters[0].name)
+    context, step = (hints.get(parameter.name) for parameter in parameters)
+    if step is Context or typing.get_origin(step) is Context:
+        raise ConfigurationError(
+            f"{_place(fn)} takes its context second: a durable function takes (ctx, step), in this order"
+        )
     arguments = typing.get_args(context) if typing.get_origin(context) is Context else ()
     return (
         arguments[0] if arguments else inspect.Parameter.empty,

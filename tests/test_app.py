@@ -100,6 +100,11 @@ def test_a_function_that_is_not_async_or_takes_other_arguments_is_refused() -> N
     async def short(ctx: Context[int]) -> int:
         return 1
 
+    async def swapped(step: Step, ctx: Context[int]) -> int:
+        return 1
+
+    with pytest.raises(ConfigurationError, match=r"takes its context second.*\(ctx, step\)"):
+        App("t").function(swapped)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="is not async"):
         App("t").function(sync)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="takes 1 argument"):

@@ -199,6 +199,13 @@ class Loop(Generic[T]):
             if invalid.response is not None:
                 self._spent = self._spent.with_answer(invalid.response)
             raise
+        if asked.is_new and response.finish_reason == "length":
+            logger.warning(
+                "the answer %s of agent %r in run %s was cut at max_tokens: ModelSettings(max_tokens=) gives it more",
+                asked.key,
+                agent.name,
+                self._runner.run_id,
+            )
         self._spent = self._spent.with_answer(response)
         self._last_tokens = response.usage.total_tokens
         return response

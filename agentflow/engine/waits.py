@@ -132,7 +132,8 @@ class RunWaits:
         except LimitExceeded as error:
             runner.decide(Raised(error))
             raise runner.unwinding() from error
-        if plan.deadline <= now and not plan.child and not plan.approval:
+        is_over = plan.deadline <= now and not plan.child and not plan.approval
+        if is_over and not _takes_what_is_there(wait, plan):
             return await self._end(key, wait, plan, plan.timeout_output, plan.timeout_error, now)
         stored = _stored_wait(key, wait, plan, now)
         registration = RegisterWait(
@@ -152,8 +153,8 @@ class RunWaits:
             raise
         match answer:
             case Waits(deadline=deadline):
-                if wait.resolves_at_once:
-                    return await self._end(key, wait, plan, plan.timeout_output, None, now)
+                if is_over or wait.resolves_at_once:
+                    return await self._end(key, wait, plan, plan.timeout_output, plan.timeout_error, now)
                 runner.journal.waits[key] = stored
                 return deadline
             case Exists(step=step):
@@ -318,6 +319,11 @@ class RunWaits:
 
     def _earliest(self) -> Micros:
         return min([*(wait.deadline for wait in self.outstanding.values()), *self.naps.values()])
+
+
+def _takes_what_is_there(wait: Wait, plan: WaitPlan) -> bool:
+    """Whether something may have come before the wait: it is looked for even by who does not wait at all."""
+    return wait.kind is StepKind.SIGNAL or plan.lookback_from is not None
 
 
 def _stored_wait(key: str, wait: Wait, plan: WaitPlan, now: Micros) -> StoredWait:

@@ -508,3 +508,16 @@ async def test_a_provider_that_fails_for_good_raises_its_own_error_also_on_repla
         await h.advance("1h")
         assert await run.result(5) == "went on"
     assert seen == [(429, "no"), (429, "no")]
+
+
+async def test_an_answer_that_was_cut_is_told_of_once(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("t")
+    agent = Agent("talker", model=ScriptedModel([ModelResponse(text="And so", finish_reason="length")]))
+    app.add(agent)
+    async with harness(app, database_url=database_url, replay_every_step=True) as h:
+        run = await h.start(agent, "Go on.")
+        assert await run.result(5) == "And so"
+    [told] = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    assert told.startswith(f"the answer turn0/model of agent 'talker' in run {run.id} was cut at max_tokens")

@@ -556,6 +556,21 @@ async def test_a_buffered_signal_waits_for_its_waiter(database_url: str) -> None
         assert await run.result(5) is None
 
 
+async def test_who_does_not_wait_at_all_takes_a_signal_that_is_there(database_url: str) -> None:
+    app = App("t")
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> list[Any]:
+        asked = [await step.wait_for_signal("wait", signal="early", timeout=0) for _ in range(2)]
+        return [signal and signal.data for signal in asked]
+
+    async with harness(app, database_url=database_url, replay_every_step=True) as h:
+        await h.signal("early", "here", buffer="1h")
+        assert await (await h.start(f)).result(5) == ["here", None]
+        with pytest.raises(NoWaiter):
+            await h.signal("early")
+
+
 async def test_a_run_sends_a_signal_once(database_url: str) -> None:
     app = App("t")
 
@@ -684,6 +699,24 @@ async def test_lookback_takes_an_event_that_came_before(database_url: str) -> No
         await h.advance("2m")
         assert await with_lookback.result(5) == {"n": 1}
         assert await without.result(5) is None
+
+
+async def test_who_does_not_wait_at_all_takes_an_event_that_came_before(database_url: str) -> None:
+    app = App("t")
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> list[Any]:
+        lookbacks = ["5m", "1m", None]
+        asked = [
+            await step.wait_for_event("e", event="early", timeout=0, lookback=lookback)
+            for lookback in lookbacks
+        ]
+        return [event and event.data for event in asked]
+
+    async with harness(app, database_url=database_url, replay_every_step=True) as h:
+        await h.send({"name": "early", "data": {"n": 1}})
+        await h.advance("4m")
+        assert await (await h.start(f)).result(5) == [{"n": 1}, None, None]
 
 
 # ------------------------------------------------------------------------------------------ invoke
