@@ -19,7 +19,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
         raise InvalidInput("the conversation is empty: there is nothing to ask the model")
     if messages[0].role != "user":
         raise InvalidInput(f"message 0 is of role {messages[0].role!r}: a conversation begins with the user")
-    open_calls: Counter[str] = Counter()
+    open_calls: dict[str, None] = {}
     calls_at = 0
     for position, message in enumerate(messages):
         # A model may say nothing at all; a user or a tool may not.
@@ -29,11 +29,12 @@ def check_conversation(messages: Sequence[Message]) -> None:
             _take_results(open_calls, message, position=position)
             continue
         _demand_answered(open_calls, calls_at, before=f"message {position} ({message.role})")
-        open_calls = Counter(call.id for call in message.tool_calls)
+        ids = [call.id for call in message.tool_calls]
+        open_calls = dict.fromkeys(ids)
         calls_at = position
-        for call_id, times in open_calls.items():
-            if times > 1:
-                raise InvalidInput(f"message {position} has {times} tool calls with the id {call_id!r}")
+        if len(open_calls) < len(ids):
+            [(call_id, times)] = Counter(ids).most_common(1)
+            raise InvalidInput(f"message {position} has {times} tool calls with the id {call_id!r}")
     _demand_answered(open_calls, calls_at, before="the next model call")
     last = messages[-1]
     # What a model wrote itself may be sent back for it to go on (Anthropic's pause_turn, a cut at
@@ -68,20 +69,19 @@ def check_can_carry(model: Model, messages: Sequence[Message]) -> None:
         model.check_content(messages)
 
 
-def _take_results(open_calls: Counter[str], message: Message, *, position: int) -> None:
+def _take_results(open_calls: dict[str, None], message: Message, *, position: int) -> None:
     for result in message.tool_results:
-        if open_calls[result.call_id] == 0:
+        if result.call_id not in open_calls:
             raise InvalidInput(
                 f"message {position} has a result for the tool call {result.call_id!r}, which the "
                 "assistant's message before it did not make, or which has its result already"
             )
-        open_calls[result.call_id] -= 1
+        del open_calls[result.call_id]
 
 
-def _demand_answered(open_calls: Counter[str], calls_at: int, *, before: str) -> None:
-    missing = [call_id for call_id, count in open_calls.items() if count > 0]
-    if missing:
+def _demand_answered(open_calls: dict[str, None], calls_at: int, *, before: str) -> None:
+    if open_calls:
         raise InvalidInput(
-            f"the tool call(s) {', '.join(map(repr, missing))} of message {calls_at} have no result before "
+            f"the tool call(s) {', '.join(map(repr, open_calls))} of message {calls_at} have no result before "
             f"{before}: every tool call needs exactly one"
         )

@@ -243,6 +243,8 @@ def to_messages(value: MessageLike | Sequence[MessageLike]) -> list[Message]:
     In a list that holds parts (`["What is this?", ImagePart(...)]`), those and the str beside them are one message of
     the user's; in any other list a str is a message of its own.
     """
+    if isinstance(value, list | tuple) and all(type(item) is Message for item in value):
+        return list(value)
     items: Sequence[MessageLike] = (
         [value] if isinstance(value, Message | str | dict | TextPart | Media) else list(value)
     )
