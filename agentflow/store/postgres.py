@@ -6,29 +6,23 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
-from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError, DatabaseUnavailable
-from agentflow.store.claim_types import ClaimedRun, Reclaimed
+from agentflow.store.claim_types import Reclaimed
+from agentflow.store.claiming import Claiming
 from agentflow.store.compiling import CompilingAhead
 from agentflow.store.hints import Hint, HintListener, Hints
 from agentflow.store.loop_writer import LoopWriter
 from agentflow.store.operation_types import Operation
 from agentflow.store.operations import apply, workers_of
-from agentflow.store.operations_gates import TendLanes
 from agentflow.store.operations_reclaim import Reclaim
 from agentflow.store.operations_workers import (
-    Claim,
-    ListMail,
-    NextReady,
     RegisterWorker,
-    ReleaseOrphans,
     RetireWorker,
-    Suspects,
     TakeOwnerless,
 )
 from agentflow.store.postgres_backend import PostgresBackend, alive, drive
@@ -46,9 +40,9 @@ from agentflow.store.postgres_notices import Notices
 from agentflow.store.postgres_reclaim import reclaim_run
 from agentflow.store.postgres_schema import check, is_query_outage, make_engine, migrate
 from agentflow.store.postgres_vectors import Lease
-from agentflow.store.protocol import NO_GATES, Queries
+from agentflow.store.protocol import Queries
 from agentflow.store.queries import SqlQueries
-from agentflow.store.stored_types import GateLimits, Micros, RunKey
+from agentflow.store.stored_types import Micros
 from agentflow.store.transaction import Transaction
 
 POOL_SIZE = 2
@@ -86,14 +80,13 @@ _END_STUCK = """
 """
 
 
-class PostgresStore:
+class PostgresStore(Claiming[Lease]):
     """A `Store` on one PostgreSQL database."""
 
     def __init__(self, dsn: str, *, durability: str = "strict") -> None:
+        super().__init__()
         self._dsn = dsn
         self._strict = durability == "strict"
-        self._leases: dict[str, Lease] = {}
-        self._suspects: dict[str, Suspects] = {}
         self._hints = Hints()
         self._writer: LoopWriter | None = None
         self._compiling = CompilingAhead("postgres")
@@ -192,67 +185,12 @@ class PostgresStore:
         await self._transact(RetireWorker(worker_id, now=await self.database_now()))
         self._forget(worker_id)
 
-    def disown_worker(self, worker_id: str) -> None:
-        self._leases.pop(worker_id, None)
-
     async def abandon_worker(self, worker_id: str) -> None:
         self._forget(worker_id)
         await self._on_connection(lambda connection: connection.execute(_EXPIRE, worker_id))
 
     def heartbeat(self) -> PostgresHeartbeat:
         return PostgresHeartbeat(self._dsn)
-
-    def _forget(self, worker_id: str) -> None:
-        self._leases.pop(worker_id, None)
-        self._suspects.pop(worker_id, None)
-
-    async def reclaim(
-        self, worker_id: str, *, epoch: int, last: RunKey, next_seq: int, now: Micros
-    ) -> Reclaimed | None:
-        point("before_claim")
-        lease = self._leases.get(worker_id)
-        if lease is None or lease.epoch != epoch:
-            return None
-        operation = Reclaim(last, worker_id, next_seq, now)
-        found: Reclaimed | None = await self._on_connection(
-            lambda connection: reclaim_run(connection, operation, epoch)
-        )
-        point("after_claim")
-        return found
-
-    async def claim(
-        self,
-        worker_id: str,
-        *,
-        epoch: int,
-        app: str,
-        functions: Sequence[str],
-        limit: int,
-        now: Micros,
-        gates: Mapping[str, GateLimits] = NO_GATES,
-    ) -> list[ClaimedRun]:
-        point("before_claim")
-        lease = self._leases.get(worker_id)
-        if lease is None or lease.epoch != epoch:
-            return []
-        operation = Claim(worker_id, app, tuple(functions), limit, now, gates)
-        claimed: list[ClaimedRun] = await self._transact(operation)
-        point("after_claim")
-        return claimed
-
-    async def tend_lanes(
-        self, *, app: str, functions: Sequence[str], now: Micros, gates: Mapping[str, GateLimits]
-    ) -> int:
-        let_through: int = await self._transact(TendLanes(app, tuple(functions), now, gates))
-        return let_through
-
-    async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
-        due: Micros | None = await self._transact(NextReady(app, tuple(functions)))
-        return due
-
-    async def list_mail(self, worker_id: str) -> list[tuple[str, int, bool]]:
-        mail: list[tuple[str, int, bool]] = await self._transact(ListMail(worker_id))
-        return mail
 
     async def reap(self, *, now: Micros) -> list[str]:
         """Reap workers whose lease is over; then, by a statement of its own, take the runs of the reaped.
@@ -268,17 +206,12 @@ class PostgresStore:
         taken: list[str] = await self._transact(TakeOwnerless(now))
         return taken
 
-    async def release_orphans(self, worker_id: str, held: Collection[str], *, now: Micros) -> list[str]:
-        suspects = self._suspects.get(worker_id, frozenset())
-        operation = ReleaseOrphans(worker_id, frozenset(held), suspects, now)
-        released, self._suspects[worker_id] = await self._transact(operation)
-        return list(released)
-
     # --------------------------------------------------------------------------------------------- the pool
 
-    async def _transact(self, operation: Any) -> Any:
-        """Carry out one operation in a transaction of its own."""
+    async def _reclaim(self, operation: Reclaim, epoch: int) -> Reclaimed | None:
+        return await self._on_connection(lambda connection: reclaim_run(connection, operation, epoch))  # type: ignore[no-any-return]
 
+    async def _transact(self, operation: Any) -> Any:
         async def carry_out(connection: asyncpg.Connection[Any]) -> Any:
             fresh = "DISCARD PLANS; " if connection.is_to_plan_again() else ""
             await connection.execute(f"{fresh}BEGIN")

@@ -8,47 +8,39 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from agentflow.crashpoints import point
 from agentflow.errors import ConfigurationError
 from agentflow.store import statements_workers as worker_sql
-from agentflow.store.claim_types import ClaimedRun, Reclaimed
+from agentflow.store.claiming import Claiming
 from agentflow.store.compiling import CompilingAhead
 from agentflow.store.hints import Hint, HintListener, Hints
 from agentflow.store.operation_types import Operation
-from agentflow.store.operations_gates import TendLanes
-from agentflow.store.operations_reclaim import Reclaim
 from agentflow.store.operations_workers import (
-    Claim,
-    ListMail,
     ListWorkers,
-    NextReady,
     Reap,
     RegisterWorker,
-    ReleaseOrphans,
     RetireWorker,
-    Suspects,
 )
-from agentflow.store.protocol import NO_GATES, Queries
+from agentflow.store.protocol import Queries
 from agentflow.store.queries import SqlQueries, sqlite_engine
 from agentflow.store.sqlite_backend import Lease, SqliteBackend, connect, monotonic_micros
 from agentflow.store.sqlite_files import LockFolder
 from agentflow.store.sqlite_schema import prepare
-from agentflow.store.stored_types import GateLimits, Micros, RunKey
+from agentflow.store.stored_types import Micros
 from agentflow.store.writer import Writer
 
 
-class SqliteStore:
+class SqliteStore(Claiming[Lease]):
     """A `Store` on one file. Several processes may have it open."""
 
     def __init__(self, path: Path, *, durability: str = "strict") -> None:
+        super().__init__()
         self._path = Path(os.path.realpath(path))
         self._locks = LockFolder(self._path)
-        self._leases: dict[str, Lease] = {}
-        self._suspects: dict[str, Suspects] = {}
         self._hints = Hints()
         self._strict = durability == "strict"
         self._writer: Writer | None = None
@@ -95,6 +87,9 @@ class SqliteStore:
         point("before_notify")
         self._hints.tell(hints)
 
+    async def _transact(self, operation: Any) -> Any:
+        return await self._submit(operation)
+
     def _submit(self, operation: Any) -> asyncio.Future[Any]:
         if self._writer is None:
             raise ConfigurationError(f"the store on {self._path} is not open: `await store.open()` first")
@@ -123,66 +118,16 @@ class SqliteStore:
 
     async def retire_worker(self, worker_id: str) -> None:
         await self._submit(RetireWorker(worker_id, now=time.time_ns() // 1000))
-        self._leases.pop(worker_id, None)
-        self._suspects.pop(worker_id, None)
+        self._forget(worker_id)
         self._locks.drop(worker_id)
         self._locks.remove(worker_id)
 
-    def disown_worker(self, worker_id: str) -> None:
-        self._leases.pop(worker_id, None)
-
     async def abandon_worker(self, worker_id: str) -> None:
-        self._leases.pop(worker_id, None)
-        self._suspects.pop(worker_id, None)
+        self._forget(worker_id)
         self._locks.drop(worker_id)
 
     def heartbeat(self) -> SqliteHeartbeat:
         return SqliteHeartbeat(self._path, self._leases)
-
-    async def reclaim(
-        self, worker_id: str, *, epoch: int, last: RunKey, next_seq: int, now: Micros
-    ) -> Reclaimed | None:
-        point("before_claim")
-        lease = self._leases.get(worker_id)
-        if lease is None or lease.epoch != epoch:
-            return None
-        found: Reclaimed | None = await self._submit(Reclaim(last, worker_id, next_seq, now))
-        point("after_claim")
-        return found
-
-    async def claim(
-        self,
-        worker_id: str,
-        *,
-        epoch: int,
-        app: str,
-        functions: Sequence[str],
-        limit: int,
-        now: Micros,
-        gates: Mapping[str, GateLimits] = NO_GATES,
-    ) -> list[ClaimedRun]:
-        point("before_claim")
-        lease = self._leases.get(worker_id)
-        if lease is None or lease.epoch != epoch:
-            return []
-        operation = Claim(worker_id, app, tuple(functions), limit, now, gates)
-        claimed: list[ClaimedRun] = await self._submit(operation)
-        point("after_claim")
-        return claimed
-
-    async def tend_lanes(
-        self, *, app: str, functions: Sequence[str], now: Micros, gates: Mapping[str, GateLimits]
-    ) -> int:
-        let_through: int = await self._submit(TendLanes(app, tuple(functions), now, gates))
-        return let_through
-
-    async def next_ready_at(self, *, app: str, functions: Sequence[str]) -> Micros | None:
-        due: Micros | None = await self._submit(NextReady(app, tuple(functions)))
-        return due
-
-    async def list_mail(self, worker_id: str) -> list[tuple[str, int, bool]]:
-        mail: list[tuple[str, int, bool]] = await self._submit(ListMail(worker_id))
-        return mail
 
     async def reap(self, *, now: Micros) -> list[str]:
         """Take the runs of workers whose file lock is free (they are dead) or whose lease is over (they hang)."""
@@ -192,12 +137,6 @@ class SqliteStore:
         for worker_id in dead:
             self._locks.remove(worker_id)
         return reaped
-
-    async def release_orphans(self, worker_id: str, held: Collection[str], *, now: Micros) -> list[str]:
-        suspects = self._suspects.get(worker_id, frozenset())
-        operation = ReleaseOrphans(worker_id, frozenset(held), suspects, now)
-        released, self._suspects[worker_id] = await self._submit(operation)
-        return list(released)
 
 
 class SqliteHeartbeat:
