@@ -168,14 +168,14 @@ async def test_a_heartbeat_renews_until_the_lease_is_over_or_the_worker_reaped(w
 
 
 async def test_a_heartbeat_keeps_a_short_lease_alive(world: World) -> None:
-    other = await world.other_worker(lease_seconds=0.2)
+    other = await world.other_worker(lease_seconds=1.5)
     key = await other.start()
     heartbeat = world.store.heartbeat()
     try:
         assert await asyncio.to_thread(heartbeat.renew, other.worker, other.epoch, 30.0) is True
     finally:
         await asyncio.to_thread(heartbeat.close)
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(1.55)
     assert await world.store.reap(now=1_900) == []
     assert (await other.step(key)).mail == 0
 
