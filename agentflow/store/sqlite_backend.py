@@ -21,7 +21,14 @@ from agentflow.store.operations_runs import wake_parents
 from agentflow.store.outcome_types import Done
 from agentflow.store.plan import Plan
 from agentflow.store.sqlite_files import LockFolder
-from agentflow.store.sqlite_vectors import STEP_COLUMNS, commit_steps, finish_runs, start_runs, write_asides
+from agentflow.store.sqlite_vectors import (
+    STEP_COLUMNS,
+    commit_steps,
+    finish_runs,
+    start_runs,
+    write_asides,
+    write_each,
+)
 from agentflow.store.statement import Bundle, Statement
 from agentflow.store.transaction import Transaction, Work
 
@@ -163,8 +170,8 @@ class SqliteBackend:
                     rows = []
                 elif not isinstance(params, Mapping):
                     assert isinstance(statement, Statement), "reads are asked for once"
-                    text, arguments = statement.sqlite
-                    rows = self._connection.executemany(text, map(arguments, params)).fetchall()
+                    write_each(self._connection, statement, params)
+                    rows = []
                 elif isinstance(statement, Bundle):
                     reads = [each.sqlite for each in statement.reads]
                     rows = [execute(text, arguments(params)).fetchall() for text, arguments in reads]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -126,8 +126,8 @@ def write_asides(
         else:
             chunks += [{"run_id": run_id, **chunk._asdict()} for chunk in operation.chunks]
             tx.tell(HintKind.STREAM, run_id)
-    _write_each(connection, UPSERT_MODEL_CALL, calls)
-    _write_each(connection, INSERT_CHUNK, chunks)
+    write_each(connection, UPSERT_MODEL_CALL, calls)
+    write_each(connection, INSERT_CHUNK, chunks)
     return outcomes
 
 
@@ -163,7 +163,7 @@ def commit_steps(
             call = operations[index].model_call
             if call is not None:
                 calls.append({"run_id": run_id, **call._asdict()})
-    _write_each(connection, UPSERT_MODEL_CALL, calls)
+    write_each(connection, UPSERT_MODEL_CALL, calls)
     connection.executemany(_RESET_CRASHES, [(run_id,) for run_id in crashed])
     return outcomes
 
@@ -197,12 +197,17 @@ def finish_runs(
     return outcomes, parents
 
 
-def _write_each(
-    connection: sqlite3.Connection, statement: Statement, params: Sequence[Mapping[str, Any]]
+def write_each(
+    connection: sqlite3.Connection, statement: Statement, params: Iterable[Mapping[str, Any]]
 ) -> None:
-    if params:
-        text, arguments = statement.sqlite
+    """Carry a statement out once for each of the params; nobody asks for what it gives."""
+    text, arguments = statement.sqlite
+    if "RETURNING" not in text:
         connection.executemany(text, map(arguments, params))
+        return
+    # From Python 3.12 on, `executemany` stumbles over the rows that it would have to drop.
+    for each in params:
+        connection.execute(text, arguments(each)).fetchall()
 
 
 def _may_write(tx: Transaction, key: RunKey, state: State) -> bool:

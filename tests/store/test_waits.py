@@ -134,6 +134,16 @@ async def test_a_claim_ends_the_waits_that_are_due_with_their_own_outcome_in_ord
     assert claimed.next_seq == 4
 
 
+async def test_a_claim_of_many_ends_the_waits_of_each(world: World) -> None:
+    keys = [await world.start() for _ in range(3)]
+    for key in keys:
+        await world.wait(key, a_wait("nap", "sleep", None, 5_000))
+        await world.submit(Suspend(key, 0, Status.SLEEPING, 5_000))
+    claimed = await world.claim(now=6_000)
+    assert {run.key.run_id for run in claimed} == {key.run_id for key in keys}
+    assert [[step.key for step in run.steps] for run in claimed] == [["nap"]] * 3
+
+
 async def test_a_past_deadline_ends_when_it_is_adopted(world: World) -> None:
     key = await world.start()
     await world.wait(key, a_wait("w", "sleep", None, 500))
