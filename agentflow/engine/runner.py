@@ -29,7 +29,7 @@ from agentflow.engine.tasks import Branch, current_branch, start_task
 from agentflow.engine.time_limit import TimeLimit
 from agentflow.engine.unwinding import LeaseLost, Suspend, unwind
 from agentflow.engine.verdicts import Cancelled, Drained, Lost, Mismatched, Raised, Returned, Verdict
-from agentflow.engine.waits import RunWaits
+from agentflow.engine.waits import RunWaits, answer_of
 from agentflow.errors import (
     ConfigurationError,
     InvalidInput,
@@ -50,6 +50,7 @@ from agentflow.step import Step
 from agentflow.step_runner import Body, Contenders, RawId, TakenKey, Wait
 from agentflow.store.claim_types import ClaimedRun
 from agentflow.store.operation_types import (
+    BeginCode,
     CancelRun,
     CommitRace,
     CommitStep,
@@ -58,7 +59,7 @@ from agentflow.store.operation_types import (
     RecordAttempt,
     ResolveWait,
 )
-from agentflow.store.outcome_types import Done, Fenced, Outcome
+from agentflow.store.outcome_types import Done, Exists, Fenced, Outcome
 from agentflow.store.poison import POISONED
 from agentflow.store.stored_types import Json, Micros, NewEvent, StoredAttempt, StoredStep
 
@@ -84,7 +85,7 @@ class Runner:
         self.trigger_event: dict[str, Any] = {}
         self.is_over = False
         """From here on no step runs, and what the code returns or raises is dropped."""
-        self.has_committed_step = False
+        self.has_new_step = False
         """Whether it has got further here than where it was taken up."""
         self._loop = asyncio.get_running_loop()
         self._verdict: Future[Verdict] = self._loop.create_future()
@@ -118,7 +119,7 @@ class Runner:
         elif self.claimed.crash_count >= POISONED:
             self.decide(Raised(self._poisoned()))
         elif not self.time_limit.watch():
-            self._begin()
+            self._begin() if self.claimed.crash_count == 0 else self._begin_watched()
         verdict = await self._verdict
         self.time_limit.close()
         self.settling.close()
@@ -212,6 +213,23 @@ class Runner:
             self._told.add(branch)
             branch.swallowed += 1
         return Suspend(f"run {self.run_id} leaves memory")
+
+    def _begin_watched(self) -> None:
+        """Write down that its code is about to be called: it has crashed, and the next crash may be no fault of its."""
+        self.submit(BeginCode(self.run_key)).add_done_callback(self._begin_if_noted)
+
+    def _begin_if_noted(self, noted: Future[Outcome]) -> None:
+        if self.is_over:
+            return
+        match answer_of(noted):
+            case Done(cancel=True):
+                self.decide(Cancelled())
+            case Done():
+                self._begin()
+            case Fenced(why=why):
+                self.decide(Lost(why))
+            case error:
+                self.decide(Lost(f"that its code begins could not be written: {error!r}"))
 
     def _begin(self) -> None:
         try:
@@ -526,9 +544,11 @@ class Runner:
             self.settling.poke()
         if type(answer) is Done:
             if type(operation) in _COMMITS_OF_STEPS:
-                self.has_committed_step = True
+                self.has_new_step = True
         elif isinstance(answer, Fenced):
             raise self.lost(answer.why)
+        elif isinstance(answer, Exists):
+            self.has_new_step = True  # delivered meanwhile
         if self.is_over:
             raise self.unwinding()
         if getattr(answer, "cancel", False):

@@ -249,7 +249,7 @@ class RunWaits:
 
     def _suspended(self, future: Future[Outcome], ready_at: Micros) -> None:
         point("after_suspend")
-        match _outcome(future):
+        match answer_of(future):
             case Done():
                 self._runner.decide(Suspended(ready_at))
             case MailChanged():
@@ -280,7 +280,7 @@ class RunWaits:
 
     def _adopted(self, future: Future[Outcome]) -> None:
         runner = self._runner
-        answer = _outcome(future)
+        answer = answer_of(future)
         if runner.is_over:
             return
         if not isinstance(answer, Adopted):
@@ -288,6 +288,7 @@ class RunWaits:
             return
         has_mail, self.mail = answer.mail != self.mail, answer.mail
         for step in answer.steps:
+            runner.has_new_step = True
             runner.journal.add(step)
             outstanding = self.outstanding.pop(step.key, None)
             if outstanding is not None and not outstanding.future.done():
@@ -343,7 +344,7 @@ def _stored_wait(key: str, wait: Wait, plan: WaitPlan, now: Micros) -> StoredWai
     )
 
 
-def _outcome(future: Future[Outcome]) -> Any:
+def answer_of(future: Future[Outcome]) -> Any:
     """The answer, or the error that came instead."""
     if future.cancelled():
         return None

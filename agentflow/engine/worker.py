@@ -434,7 +434,7 @@ class Worker:
     def _is_proven(self, claimed: ClaimedRun) -> bool:
         """Whether this suspect has got a step further: others may begin beside it."""
         entry = self._runners.get(claimed.key.run_id)
-        return entry is not None and entry[0].has_committed_step
+        return entry is not None and entry[0].has_new_step
 
     def _take(self, claimed: ClaimedRun) -> None:
         run_id = claimed.key.run_id

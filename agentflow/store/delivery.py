@@ -45,7 +45,7 @@ def deliver(tx: Transaction, run_id: str, key: str, now: int, outcome: Outcome |
         step = StoredStep(key, None, wait.kind, wait.name, ok, output, error, 1, wait.since, now)
         delivery = Delivery.DONE
     yield sql.INSERT_STEP, step_params(run_id, step)
-    woken = yield sql.WAKE_RUN, {"now": now, "run": run_id}
+    woken = yield sql.WAKE_RUN_WITH_STEP, {"now": now, "run": run_id}
     if woken:
         tx.tell(HintKind.MAIL if woken[0][0] == Status.RUNNING else HintKind.READY, run_id)
     return delivery

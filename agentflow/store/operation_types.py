@@ -184,6 +184,12 @@ class UnmarkEffect(NamedTuple):
     key: str
 
 
+class BeginCode(NamedTuple):
+    """Note that the code of a run that has crashed is about to be called: if its process dies now, that counts."""
+
+    run: RunKey
+
+
 class RecordAttempt(NamedTuple):
     """Store a failed attempt and when the next one is due."""
 
@@ -394,6 +400,7 @@ Operation = (
     | RegisterWait
     | ResolveWait
     | WithdrawWait
+    | BeginCode
     | RecordAttempt
     | WriteModelCall
     | EndAbandonedCall

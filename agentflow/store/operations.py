@@ -29,6 +29,7 @@ from agentflow.store.operations_runs import (
 from agentflow.store.operations_schedules import keep_schedules, list_schedules, tick_schedule
 from agentflow.store.operations_steps import (
     append_stream,
+    begin_code,
     commit_step,
     end_abandoned_call,
     record_attempt,
@@ -67,6 +68,7 @@ _LOGIC: dict[type, Callable[[Transaction, Any], Work[Any]]] = {
     ops.RegisterWait: register_wait,
     ops.ResolveWait: resolve_wait,
     ops.WithdrawWait: withdraw_wait,
+    ops.BeginCode: begin_code,
     ops.RecordAttempt: record_attempt,
     ops.WriteModelCall: write_model_call,
     ops.EndAbandonedCall: end_abandoned_call,
@@ -114,6 +116,7 @@ _ALWAYS_STRICT = frozenset(
 _NEVER_STRICT = frozenset(
     (
         ops.AppendStream,
+        ops.BeginCode,
         ops.ListSchedules,
         ops.Prune,
         ops.PruneLoose,

@@ -444,6 +444,7 @@ def _run_params(run: NewRun, now: int, owner: str | None) -> dict[str, Any]:
         "epoch": 0 if owner is None else 1,
         "mail": 0,
         "crash_count": 0,
+        "begun_epoch": None,
         "depth": run.depth,
         "version": run.version,
         "parent_id": run.parent_id,

@@ -6,6 +6,7 @@ from agentflow.store import statements as sql
 from agentflow.store.hints import HintKind
 from agentflow.store.operation_types import (
     AppendStream,
+    BeginCode,
     CommitStep,
     EndAbandonedCall,
     RecordAttempt,
@@ -36,9 +37,14 @@ def store_step(run_id: str, step: StoredStep, state: RunState) -> Work[Done | Ex
         stored = yield from read_numbered(run_id, step.key, step.seq)
         assert stored is not None  # steps are never deleted while their run is running
         return Exists(stored, state.mail, state.cancel)
+    yield from forgive_crashes(run_id, state)
+    return Done(state.mail, state.cancel)
+
+
+def forgive_crashes(run_id: str, state: RunState) -> Work[None]:
+    """The run has a new step: what it crashed of before lies behind it."""
     if state.crash_count > 0:
         yield sql.RESET_CRASHES, {"run": run_id}
-    return Done(state.mail, state.cancel)
 
 
 def read_numbered(run_id: str, key: str, seq: int | None) -> Work[StoredStep | None]:
@@ -51,6 +57,15 @@ def read_numbered(run_id: str, key: str, seq: int | None) -> Work[StoredStep | N
         yield sql.NUMBER_STEP, {"number": seq, "run": run_id, "step": key}
         step = step._replace(seq=seq)
     return step
+
+
+def begin_code(tx: Transaction, op: BeginCode) -> Work[Done | Fenced]:
+    """Note that the run's code is about to be called under this epoch."""
+    state = yield from fence(tx, op.run)
+    if isinstance(state, Fenced):
+        return state
+    yield sql.BEGIN_CODE, {"number": op.run.epoch, "run": op.run.run_id}
+    return Done(state.mail, state.cancel)
 
 
 def record_attempt(tx: Transaction, op: RecordAttempt) -> Work[Done | Fenced]:

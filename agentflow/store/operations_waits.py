@@ -9,7 +9,7 @@ from agentflow.store.delivery import adopt_unread, deliver, stored_wait, timed_o
 from agentflow.store.operation_types import Adopt, RegisterWait, ResolveWait, WithdrawWait
 from agentflow.store.operations_messages import event_output, find_matching_event, signal_output
 from agentflow.store.operations_runs import child_outcome, insert_run
-from agentflow.store.operations_steps import read_numbered, store_step
+from agentflow.store.operations_steps import forgive_crashes, read_numbered, store_step
 from agentflow.store.outcome_types import Adopted, Done, Exists, Fenced, SignalTaken, Waits
 from agentflow.store.stored_types import NewApproval, Status, StoredStep
 from agentflow.store.transaction import Transaction, Work, fence, step_params, stored_step
@@ -43,6 +43,7 @@ def register_wait(tx: Transaction, op: RegisterWait) -> Work[Waits | Exists | Si
         ok, output, error = outcome
         step = StoredStep(wait.key, op.seq, wait.kind, wait.name, ok, output, error, 1, wait.since, op.now)
         yield sql.INSERT_STEP, step_params(run_id, step)
+        yield from forgive_crashes(run_id, state)
         return Exists(step, state.mail, state.cancel)
     if op.approval is not None:
         yield sql.INSERT_APPROVAL, _approval_params(run_id, wait.key, op.approval)
@@ -79,6 +80,8 @@ def adopt(tx: Transaction, op: Adopt) -> Work[Adopted | Fenced]:
     for row in due:
         step = yield from timed_out_step(stored_wait(row), op.now)
         yield sql.INSERT_STEP, step_params(run_id, step)
+    if due:
+        yield from forgive_crashes(run_id, state)
     rows = yield sql.READ_UNREAD, {"run": run_id, "first": op.next_seq, "beyond": op.next_seq + op.room}
     steps = [stored_step(row) for row in rows]
     # Played again: nobody has been told yet of what was adopted the first time.

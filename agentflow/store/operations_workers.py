@@ -15,7 +15,7 @@ from agentflow.store.delivery import number_unread, store_numbers, stored_wait, 
 from agentflow.store.hints import HintKind
 from agentflow.store.operations_admission import LAG
 from agentflow.store.operations_gates import Candidate, free_slots, let_laggards_through, pass_gates
-from agentflow.store.poison import is_suspect, to_be_raised
+from agentflow.store.poison import Owned, is_suspect, to_be_raised
 from agentflow.store.protocol import NO_GATES
 from agentflow.store.stored_types import (
     UNPLANNED,
@@ -124,6 +124,9 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
     if not rows:
         return []
     journal = yield from _read_journals(sorted(row.id for row in rows), op.now)
+    forgiven = {row.id for row in rows if row.crash_count > 0} & journal.got_further
+    if forgiven:
+        yield sql.RESET_CRASHES, [{"run": run_id} for run_id in sorted(forgiven)]
     batched = sorted(row.id for row in rows if row.function in op.gates and op.gates[row.function].is_batch)
     if batched:
         for run_id, event in (yield flow_sql.READ_BATCH_OF, {"ids": batched}):
@@ -143,7 +146,7 @@ def claim(tx: Transaction, op: Claim) -> Work[list[ClaimedRun]]:
             depth=row.depth,
             tags=tuple(json.loads(journal.inputs[row.id][2] or "[]")),
             mail=row.mail,
-            crash_count=row.crash_count,
+            crash_count=0 if row.id in forgiven else row.crash_count,
             cancel_at=row.cancel_at,
             reason=row.reason,
             next_seq=journal.next_seq[row.id],
@@ -258,6 +261,8 @@ class _Journals:
         self.calls: dict[str, list[ModelCall]] = defaultdict(list)
         self.batches: dict[str, list[str]] = defaultdict(list)
         self.next_seq: dict[str, int] = defaultdict(lambda: 1)
+        self.got_further: frozenset[str] = frozenset()
+        """Those with a step that this claim has made of a wait whose time was over."""
 
 
 def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
@@ -274,7 +279,7 @@ def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
         else:
             journals.waits[run_id].append(wait)
     if is_due:
-        yield from _end_due_waits(ids, now)
+        journals.got_further = yield from _end_due_waits(ids, now)
     if is_due or len(steps) > worker_sql.FEW_STEPS:
         steps = yield worker_sql.READ_STEPS_OF, of_ids
     for run_id, *row in steps:
@@ -289,7 +294,8 @@ def _read_journals(ids: list[str], now: int) -> Work[_Journals]:
     return journals
 
 
-def _end_due_waits(ids: list[str], now: int) -> Work[None]:
+def _end_due_waits(ids: list[str], now: int) -> Work[frozenset[str]]:
+    """Make steps of the waits whose time is over; whose they are."""
     due = yield worker_sql.TAKE_DUE_WAITS_OF, {"ids": ids, "now": now}
     steps = []
     for run_id, *row in sorted(due, key=lambda row: (row[0], row[1])):
@@ -297,6 +303,7 @@ def _end_due_waits(ids: list[str], now: int) -> Work[None]:
         steps.append(step_params(run_id, step))
     if steps:
         yield sql.INSERT_STEP, steps
+    return frozenset(run_id for run_id, *_ in due)
 
 
 def _adopt(journals: _Journals, run_id: str) -> tuple[StoredStep, ...]:
@@ -367,11 +374,12 @@ def reap(tx: Transaction, op: Reap) -> Work[list[str]]:
 def take_ownerless(tx: Transaction, op: TakeOwnerless) -> Work[list[str]]:
     """Ready the running runs whose worker is reaped or missing."""
     by_owner: dict[str, list[Any]] = defaultdict(list)
-    for run_id, owner, epoch, crash_count in (yield worker_sql.FIND_OWNERLESS, {}):
-        by_owner[owner].append((run_id, owner, epoch, crash_count))
+    for run_id, owner, epoch, crash_count, begun_epoch in (yield worker_sql.FIND_OWNERLESS, {}):
+        owned = Owned(crash_count, has_begun=begun_epoch == epoch)
+        by_owner[owner].append((run_id, owner, epoch, owned))
     taken: list[str] = []
     for rows in by_owner.values():
-        raised = to_be_raised({run_id: crash_count for run_id, _, _, crash_count in rows})
+        raised = to_be_raised({run_id: owned for run_id, _, _, owned in rows})
         taken += yield from _take_runs(tx, [row[:3] for row in rows], op.now, crashed=raised)
     yield worker_sql.FORGET_WORKERS, {"before": op.now - KEEP_REAPED_MICROS}
     return taken

@@ -178,6 +178,7 @@ _SEND_SIGNAL = """
     )
     UPDATE agentflow_run r SET
         mail = mail + 1,
+        crash_count = 0,
         status = CASE WHEN status IN (2, 3) THEN 0 ELSE status END,
         ready_at = CASE WHEN status IN (2, 3) THEN least(ready_at, $5) ELSE ready_at END
     FROM resolved WHERE r.id = resolved.run_id AND r.status < 4 RETURNING r.id, r.status

@@ -126,6 +126,7 @@ class RunRow(Base, table=True):
     epoch: int = _big(0)
     mail: int = _big(0)
     crash_count: int = _small(0)
+    begun_epoch: int | None = _maybe_big()
     depth: int = _small(0)
     version: str | None = _maybe_text()
     parent_id: str | None = _maybe_text()

@@ -251,8 +251,10 @@ ASK_TO_CANCEL = Statement(
         .where(run.id == text("run"))
     )
 )
-WAKE_RUN = Statement(
-    lambda _: (
+
+
+def _wake(**more: Any) -> Any:
+    return (
         update(_RUN)
         .values(
             mail=run.mail + 1,
@@ -266,11 +268,16 @@ WAKE_RUN = Statement(
                 ),
                 else_=run.ready_at,
             ),
+            **more,
         )
         .where(run.id == text("run"), run.status < raw("4", Integer))
         .returning(run.status)
     )
-)
+
+
+WAKE_RUN = Statement(lambda _: _wake())
+WAKE_RUN_WITH_STEP = Statement(lambda _: _wake(crash_count=raw("0", Integer)))
+"""What was delivered is a new step of the run: its crashes lie behind it."""
 READ_CHILDREN = Statement(
     lambda _: (
         select(run.id, run.status)
@@ -281,6 +288,7 @@ READ_CHILDREN = Statement(
 RESET_CRASHES = Statement(
     lambda _: update(_RUN).values(crash_count=raw("0", Integer)).where(run.id == text("run"))
 )
+BEGIN_CODE = Statement(lambda _: update(_RUN).values(begun_epoch=big("number")).where(run.id == text("run")))
 
 INSERT_KEY = Statement(
     lambda d: d.insert(table_of(IdempotencyRow)).on_conflict_do_nothing().returning(idempotency.key)

@@ -214,7 +214,7 @@ REAP_WORKER = Statement(
 )
 FIND_OWNERLESS = Statement(
     lambda _: (
-        select(run.id, run.owner, run.epoch, run.crash_count)
+        select(run.id, run.owner, run.epoch, run.crash_count, run.begun_epoch)
         .where(
             run.status == raw("1", Integer),
             ~exists().where(worker.id == run.owner, worker.reaped_at.is_(None)),

@@ -16,8 +16,9 @@ from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_af
 from agentflow import App, Context, Event, Step, step_info
 from agentflow.errors import ConfigurationError, NonRetriable, RetryAfter, StepError
 from agentflow.flow import RunFailure
-from agentflow.testing import Harness, harness
+from agentflow.testing import Harness, crash_after, harness
 from tests.behaviours.looking import failure_of, restarted, steps_of
+from tests.store.support import until
 
 # 10
 
@@ -729,6 +730,73 @@ async def test_a_new_committed_step_resets_the_count_of_crashes(database_url: st
             await asyncio.wait_for(entered.wait(), 10)
             entered.clear()
             await h.crash()
+            made[0] += 1
+            await h.restart()
+        assert await run.result(10) == "survived"
+
+
+@pytest.mark.parametrize("point", ["after_claim", "after_start"])
+async def test_a_crash_before_the_runs_code_is_called_is_not_the_runs(database_url: str, point: str) -> None:
+    app, entered, gate = App("t"), [0], asyncio.Event()
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> str:
+        entered[0] += 1
+        await gate.wait()
+        return "survived"
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(f)
+        await until(lambda: entered[0] == 1)
+        await h.crash()
+        for _ in range(6):
+            with crash_after(point):
+                await h.restart()
+        gate.set()
+        await h.restart()
+        assert await run.result(10) == "survived"
+    assert entered == [2]
+
+
+@pytest.mark.parametrize("way", ["sleep", "timeout", "signal", "event", "child"])
+async def test_whatever_a_run_has_waited_for_resets_the_count_of_crashes(database_url: str, way: str) -> None:
+    app, made, entered = App("t"), [0], [0]
+
+    @app.function
+    async def child(ctx: Context[None], step: Step) -> None:
+        await step.sleep("s", "1m")
+
+    @app.function
+    async def f(ctx: Context[None], step: Step) -> str:
+        for n in range(7):
+            match way:
+                case "sleep":
+                    await step.sleep("x", "1m")
+                case "timeout":
+                    assert await step.wait_for_signal("x", signal="nobody", timeout="1m") is None
+                case "signal":
+                    assert await step.wait_for_signal("x", signal="go", timeout="1d") is not None
+                case "event":
+                    assert await step.wait_for_event("x", event="go", timeout="1d") is not None
+                case _:
+                    await step.invoke("x", child)
+            if n == made[0]:
+                entered[0] += 1
+                await asyncio.Event().wait()
+        return "survived"
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(f)
+        for n in range(7):
+            await h.idle()
+            if way == "signal":
+                await h.signal("go")
+            elif way == "event":
+                await h.send({"name": "go"})
+            passing = asyncio.create_task(h.advance("1m"))
+            await until(lambda n=n: entered[0] == n + 1)
+            await h.crash()
+            await passing
             made[0] += 1
             await h.restart()
         assert await run.result(10) == "survived"

@@ -260,6 +260,7 @@ def upgrade() -> None:
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("mail", sa.BigInteger(), nullable=False),
         sa.Column("crash_count", sa.SmallInteger(), nullable=False),
+        sa.Column("begun_epoch", sa.BigInteger(), nullable=True),
         sa.Column("depth", sa.SmallInteger(), nullable=False),
         sa.Column("version", sa.Text(), nullable=True),
         sa.Column("parent_id", sa.Text(), nullable=True),
