@@ -37,7 +37,11 @@ IdempotencyKey = Annotated[
 ]
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"model": Run, "description": "`Prefer: wait`: the run has ended; or the stream of its events"},
+    200: {
+        "model": Run,
+        "description": "`Prefer: wait`: the run has ended; or the stream of its events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
 }
 
 
