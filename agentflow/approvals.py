@@ -221,5 +221,10 @@ class Decision(BaseModel):
 
 
 def approval_digest(*, tool: str | None, args: Any, title: str, details: Any) -> str:
-    """SHA-256 of what a person decides about: tool and arguments, or title and details where there is no tool."""
-    return digest({"tool": tool, "args": args} if tool is not None else {"title": title, "details": details})
+    """SHA-256 of what a person decides about: tool and arguments, or title and details where there is no tool.
+
+    Without a tool there are arguments once somebody has given some, by an edit: who decides then decides on them too.
+    """
+    if tool is not None:
+        return digest({"tool": tool, "args": args})
+    return digest({"title": title, "details": details} | ({} if args is None else {"args": args}))

@@ -550,6 +550,12 @@ def _taken(answer: Decided, approval_id: str, decision: DecisionInput, who: Prin
     match answer.result:
         case DecisionResult.TAKEN | DecisionResult.NEEDS_MORE:
             return request
+        case DecisionResult.ALREADY_DECIDED if request.status == "pending":
+            raise AlreadyDecided(
+                f"{who.id!r} has agreed to approval {approval_id} already, and one person decides once: this changes "
+                f"nothing. It waits for {request.min_approvals} people; another one may still deny it",
+                request=request,
+            )
         case DecisionResult.ALREADY_DECIDED:
             winner = request.decisions[-1].by if request.decisions else "nobody"
             raise AlreadyDecided(

@@ -252,7 +252,8 @@ class RunHandle(Generic[R]):
         approvals: dict[str, str] = {}
         with self._watchers.watch(self.id) as watch:
             while True:
-                run = await self._store.queries.get_run(self.id)
+                # It is looked at for each piece of text, by each reader: its payloads are read once, at its end.
+                run = await self._store.queries.get_run(self.id, payloads=False)
                 if run is None:
                     raise NotFound(f"there is no run {self.id}")
                 while items := await self._store.queries.list_stream(self.id, after=seq):
@@ -262,7 +263,9 @@ class RunHandle(Generic[R]):
                 state = (run.status, [(waiting.step_key, waiting.kind) for waiting in run.waiting])
                 if run.status.is_final:
                     if seq > after or await self._has_item(after):
-                        yield StreamItem(seq=seq + 1, kind="done", data=_end_of(run))
+                        whole = await self._store.queries.get_run(self.id)
+                        if whole is not None:
+                            yield StreamItem(seq=seq + 1, kind="done", data=_end_of(whole))
                     return
                 if state != told:
                     told = state

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -85,6 +85,8 @@ def read_signature(
             )
         # Any name may be a parameter's; not every name may be a field's.
         field = f"argument_{len(fields)}"
+        if isinstance(parameter.default, FieldInfo):  # `= Field(gt=0)`, as pydantic and FastAPI take it
+            annotation = Annotated[annotation, parameter.default]
         fields[field] = (annotation, _field(parameter, annotation, told.parameters.get(parameter.name)))
         names[field] = parameter.name
     try:
@@ -131,10 +133,12 @@ class _Schema(GenerateJsonSchema):
 
 
 def _field(parameter: inspect.Parameter, annotation: Any, description: str | None) -> FieldInfo:
-    default = ... if parameter.default is parameter.empty else parameter.default
     given: dict[str, Any] = {"alias": parameter.name}
     if description and not _is_described(annotation):
         given["description"] = description
+    if isinstance(parameter.default, FieldInfo):  # then that one tells the default, if it has one
+        return Field(**given)  # type: ignore[no-any-return]
+    default = ... if parameter.default is parameter.empty else parameter.default
     return Field(default, **given)  # type: ignore[no-any-return]
 
 

@@ -254,15 +254,18 @@ async def _decide(
         decided = await found.approvals.decide(
             request.id,
             decision,
-            by=by or user_name(),
-            args_digest=digest or request.args_digest,
+            by=user_name() if by is None else by,
+            args_digest=request.args_digest if digest is None else digest,
             comment=comment,
         )
     if as_json:
         show_json(decided)
         return
     if decided.status == "pending":
-        missing = decided.min_approvals - len(decided.decisions)
+        kinds = [given.kind for given in decided.decisions]
+        # What was agreed to before an edit was other arguments.
+        standing = kinds[::-1].index("edit") + 1 if "edit" in kinds else len(kinds)
+        missing = decided.min_approvals - standing
         print(f"{decided.id}: noted; it needs {missing} more approval{'s' if missing > 1 else ''}")
     else:
         print(f"{decided.id}: {decided.status}: {call_text(decided)}")

@@ -16,6 +16,9 @@ MOST_SHOWN = 5
 
 async def run_id_of(app: App, given: str) -> str:
     """The id of the one run that begins so; `run_` may be left out."""
+    if "run_".startswith(given):
+        # What an unset variable of a shell gives; that there is one run only does not make it the one that is meant.
+        raise Stop(f"{given!r} is the beginning of every run's id: give more of it", ExitCode.USAGE)
     for beginning in dict.fromkeys((given, f"run_{given}")):
         page = await app.client.store.queries.list_runs(q=beginning, limit=MOST_SHOWN + 1)
         ids = [run.id for run in page.data]

@@ -160,6 +160,20 @@ async def _target(app: App, function: str) -> str | FunctionRef:
 async def _follow(
     app: App, handle: RunHandle[Any], *, seconds: float | None, waits: bool, stream: bool, as_json: bool
 ) -> None:
+    import asyncio
+
+    from agentflow.cli.output import say
+
+    try:
+        await _wait(app, handle, seconds=seconds, waits=waits, stream=stream, as_json=as_json)
+    except asyncio.CancelledError:  # Ctrl-C
+        say(f"agentflow: run {handle.id} goes on; agentflow runs watch {handle.id}")
+        raise
+
+
+async def _wait(
+    app: App, handle: RunHandle[Any], *, seconds: float | None, waits: bool, stream: bool, as_json: bool
+) -> None:
     from agentflow.cli.output import is_terminal, show_json
     from agentflow.cli.watching import watch_run
 

@@ -16,6 +16,7 @@ from agentflow.functions import Registry
 from agentflow.http.auth import Authenticate, Permit, permission
 from agentflow.http.bodies import refuse_unreadable_body
 from agentflow.http.problems import ProblemError, not_found
+from agentflow.http.stopping import Stopping
 from agentflow.runs import Run
 
 Method = Literal["GET", "POST"]
@@ -37,6 +38,7 @@ class Api:
     authenticate: Authenticate
     get_client: Callable[[], Client]
     streams: OpenStreams = field(default_factory=OpenStreams)
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def client(self) -> Client:

@@ -163,7 +163,10 @@ def _problem_of(error: Exception) -> ProblemError | None:
         case DatabaseUnavailable():
             return ProblemError("unavailable", DATABASE_AWAY)
         case AlreadyDecided(request=request):
-            winner = request.decisions[-1].model_dump(mode="json") if request.decisions else None
+            is_open = request.status == "pending"  # it is this person alone who has decided already
+            winner = (
+                request.decisions[-1].model_dump(mode="json") if request.decisions and not is_open else None
+            )
             more = {"winner": winner, "approval": request.model_dump(mode="json")}
             return ProblemError("already_decided", str(error), more=more)
         case RequestValidationError():

@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from agentflow.approvals import Approve, DecisionInput, Deny, Edit, Respond
 from agentflow.clock import to_datetime
@@ -117,6 +117,11 @@ class FunctionList(BaseModel):
 
 
 Events = Annotated[list[Event], Field(min_length=1, max_length=100)]
+OneOrMore = Annotated[
+    Annotated[Event, Tag("event")] | Annotated[Events, Tag("events")],
+    # By what it looks like, so that an error is about what was sent, and not about what might have been.
+    Discriminator(lambda body: "events" if isinstance(body, list) else "event"),
+]
 
 
 class SentBody(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
@@ -12,31 +12,40 @@ from starlette.types import Receive, Scope, Send
 from agentflow.client import Client
 from agentflow.errors import InvalidInput
 from agentflow.http.api import OpenStreams
+from agentflow.http.stopping import Stopping
 from agentflow.runs import Run, StreamItem
 
 HEARTBEAT_SECONDS: Final = 15.0
+# Not line breaks to a browser, but to clients that part lines as Python's splitlines does (httpx is one).
+_LINE_BREAKS_OF_UNICODE: Final = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
 
 
 class RunStream(EventSourceResponse):
-    """Sends items as they come, a comment when none does for a while, and stops when the client has gone."""
+    """Sends items as they come, a comment when none does for a while; stops when the client has gone or the server is
+    to stop: a reader goes on elsewhere.
+    """
 
     def __init__(
         self,
         items: AsyncIterator[StreamItem],
         open_streams: OpenStreams,
+        stopping: Stopping,
         *,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._items = items
         self._upcoming: asyncio.Future[StreamItem] | None = None
         self._open_streams = open_streams
+        self._stopping = stopping
+        self._stopped: asyncio.Future[None] | None = None
         super().__init__(self._frames(), headers={**_HEADERS, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._open_streams.count += 1
         try:
-            await super().__call__(scope, receive, send)
+            with self._stopping.watched() as self._stopped:
+                await super().__call__(scope, receive, send)
         finally:
             self._open_streams.count -= 1
             await self._close()
@@ -45,8 +54,13 @@ class RunStream(EventSourceResponse):
         while True:
             if self._upcoming is None:
                 self._upcoming = asyncio.ensure_future(_next(self._items))
-            done, _ = await asyncio.wait({self._upcoming}, timeout=HEARTBEAT_SECONDS)
-            if not done:
+            waiting: set[asyncio.Future[Any]] = (
+                {self._upcoming} if self._stopped is None else {self._upcoming, self._stopped}
+            )
+            await asyncio.wait(waiting, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not self._upcoming.done():
+                if self._stopped is not None and self._stopped.done():
+                    return
                 yield KEEPALIVE_COMMENT
                 continue
             upcoming, self._upcoming = self._upcoming, None
@@ -76,8 +90,11 @@ async def resume_point(client: Client, run: Run, *, last_event_id: str | None, a
         seen, is_reconnect = int(last_event_id), True
     else:
         raise InvalidInput(f"Last-Event-ID {last_event_id[:40]!r} is not an id that this stream gave")
-    if not run.status.is_final or seen == 0:
-        return seen
+    if seen == 0:
+        return 0
+    if not run.status.is_final:
+        # What a reader has had is there. Waiting for a number that another run gave would tell it nothing at all.
+        return seen if await client.store.queries.list_stream(run.id, after=seen - 1, limit=1) else 0
     last = await _last_seq(client, run.id, after=seen)
     if seen <= last:
         return seen
@@ -104,4 +121,5 @@ async def _next(items: AsyncIterator[StreamItem]) -> StreamItem:
 def _frame(item: StreamItem) -> bytes:
     # A topic of the user's may hold anything, and a line break would begin another field.
     kind = " ".join(item.kind.split())
-    return format_sse_event(data_str=item.model_dump_json(), event=kind, id=str(item.seq))
+    data = item.model_dump_json().translate(_LINE_BREAKS_OF_UNICODE)
+    return format_sse_event(data_str=data, event=kind, id=str(item.seq))

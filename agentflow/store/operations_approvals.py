@@ -51,8 +51,14 @@ def decide(tx: Transaction, op: Decide) -> Work[Decided]:
         if refusal is DecisionResult.NOT_PERMITTED:
             yield from note(at=op.now, who=op.by, what="approval.refused", subject=op.approval_id)
         return Decided(refusal, asked.request)
-    if any(known["by"] == op.by for known in asked.decisions):
-        return Decided(DecisionResult.NEEDS_MORE, asked.request)
+    # What was said about other arguments, before an edit, is void: the same person may, and has to, say it anew.
+    if any(known["by"] == op.by and not known.get("stale") for known in asked.decisions):
+        again = (
+            DecisionResult.NEEDS_MORE
+            if _says_the_same(asked, op.decision)
+            else DecisionResult.ALREADY_DECIDED
+        )
+        return Decided(again, asked.request)
     return (yield from _take(tx, asked, op))
 
 
@@ -113,6 +119,17 @@ def _may_edit(asked: _Asked, edited: dict[str, Any]) -> bool:
     return changed <= set(allowed)
 
 
+def _says_the_same(asked: _Asked, decision: DecisionInput) -> bool:
+    """Whether it agrees to what this person has agreed to already."""
+    match decision:
+        case Approve():
+            return True
+        case Edit(args=args):
+            return canonical_json(args) == canonical_json(asked.args)
+        case _:
+            return False
+
+
 def _same(left: object, right: object, missing: object) -> bool:
     if left is missing or right is missing:
         return left is right
@@ -125,10 +142,9 @@ def _take(tx: Transaction, asked: _Asked, op: Decide) -> Work[Decided]:
     edited, digest, earlier = asked.row["edited_args"], request.args_digest, asked.decisions
     if isinstance(decision, Edit):
         edited = canonical_json(decision.args)
-        if request.tool is not None:
-            digest = approval_digest(
-                tool=request.tool, args=decision.args, title=request.title, details=request.details
-            )
+        digest = approval_digest(
+            tool=request.tool, args=decision.args, title=request.title, details=request.details
+        )
         # Who approved before did so for other arguments.
         earlier = [{**known, "stale": True} for known in earlier]
     entry: dict[str, Any] = {

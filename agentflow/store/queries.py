@@ -111,13 +111,12 @@ class SqlQueries:
 
     # ----------------------------------------------------------------------------------------------- runs
 
-    async def get_run(self, run_id: str) -> Run | None:
-        rows = await self._rows(
-            _runs().add_columns(run_io.input, run_io.output, run_io.error).where(run.id == run_id)
-        )
+    async def get_run(self, run_id: str, *, payloads: bool = True) -> Run | None:
+        wanted = (run_io.input, run_io.output, run_io.error) if payloads else ()
+        rows = await self._rows(_runs().add_columns(*wanted).where(run.id == run_id))
         if not rows:
             return None
-        return records.run_record(rows[0], await self._waiting([run_id]), payloads=True)
+        return records.run_record(rows[0], await self._waiting([run_id]), payloads=payloads)
 
     async def get_status(self, run_id: str) -> RunStatus | None:
         rows = await self._rows(select(run.status).where(run.id == run_id))

@@ -160,7 +160,8 @@ def step_item(row: Row) -> StreamItem:
     record = step_record(row)
     kind = "step.completed" if record.status is StepStatus.COMPLETED else "step.failed"
     data = record.model_dump(mode="json", exclude={"run_id", "cost"})
-    return StreamItem(seq=row["seq"], kind=kind, step_key=record.key, attempt=record.attempts, data=data)
+    attempt = max(0, record.attempts - 1)  # as its deltas name it: the first one is 0
+    return StreamItem(seq=row["seq"], kind=kind, step_key=record.key, attempt=attempt, data=data)
 
 
 def chunk_item(row: Row) -> StreamItem:

@@ -349,8 +349,9 @@ async def test_a_stream_tells_text_and_tool_calls_while_they_come(sqlite_url: st
         items = [item async for item in run.stream()]
     told: dict[str, str] = {}
     for item in items:
+        assert (item.kind, item.attempt) == (item.kind, 0)  # of the step's end too
         if item.kind.endswith(".delta"):
-            assert (item.step_key, item.attempt) == ("a", 0)
+            assert item.step_key == "a"
             told[item.kind] = told.get(item.kind, "") + item.data
     assert told["text.delta"] == "Looking for the city of Nice."
     assert json.loads(told["tool_args.delta"]) == {"city": "Nice"}

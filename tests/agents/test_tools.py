@@ -122,6 +122,37 @@ def test_the_schema_comes_from_signature_and_docstring() -> None:
     }
 
 
+def test_a_field_in_place_of_a_default_counts_as_pydantic_has_it() -> None:
+    @tool
+    def pay(
+        amount: int = Field(gt=0, description="In cents."),
+        copies: int = Field(1, le=9),
+        notes: list[str] = Field(default_factory=list, max_length=2),  # noqa: B008 (what is tried here)
+    ) -> None:
+        """Pay.
+
+        Args:
+            amount: Not this text.
+            copies: How often.
+        """
+
+    assert pay.schema == {
+        "type": "object",
+        "properties": {
+            "amount": {"type": "integer", "exclusiveMinimum": 0, "description": "In cents."},
+            "copies": {"type": "integer", "maximum": 9, "default": 1, "description": "How often."},
+            "notes": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+        },
+        "required": ["amount"],
+        "additionalProperties": False,
+    }
+    assert pay.validate({"amount": 5}).values == {"amount": 5, "copies": 1, "notes": []}
+    with pytest.raises(ArgumentsInvalid, match="amount: Field required"):
+        pay.validate({})
+    with pytest.raises(ArgumentsInvalid, match="amount: Input should be greater than 0"):
+        pay.validate({"amount": 0})
+
+
 def test_names_that_a_model_class_could_not_have_are_fine() -> None:
     @tool
     def find(schema: str, _private: int = 1, model_config: str = "", json: str = "") -> None: ...

@@ -26,7 +26,7 @@ from decimal import Decimal
 from pydantic import BaseModel
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
-from agentflow import App, Context, Step
+from agentflow import App, Approval, Context, Step
 from agentflow.agents import Agent, tool
 from agentflow.errors import StepError
 from agentflow.flow import Budget
@@ -46,6 +46,12 @@ async def ship(ctx: Context[Order], step: Step) -> str:
     await step.run("pack", lambda: {"packed": ctx.data.id})
     signal = await step.wait_for_signal("collected", signal=f"collected/{ctx.data.id}", timeout="1h")
     return f"collected by {signal.data}" if signal else "nobody came"
+
+
+@app.function
+async def agree(ctx: Context[dict], step: Step) -> dict:
+    decision = await step.approval("all", title="All agree", policy=Approval(min_approvals=2))
+    return {"approved": decision.approved, "edited": decision.edited}
 
 
 @app.function

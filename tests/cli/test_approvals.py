@@ -85,6 +85,29 @@ def test_an_edit_that_makes_no_sense_exits_2_and_decides_nothing(
     assert asked["id"] in project.run("approvals", "list").stdout
 
 
+def test_what_is_missing_of_several_is_told_and_an_edit_begins_anew(project: Project) -> None:
+    run_id = project.start("agree", "{}")
+    [request] = json.loads(project.run("approvals", "list", "--json").stdout)["data"]
+
+    def decide(command: str, by: str, *more: str) -> str:
+        return project.run("approvals", command, request["id"], "--by", by, *more).stdout.partition(": ")[2]
+
+    assert decide("approve", "ana") == "noted; it needs 1 more approval\n"
+    assert decide("edit", "bob", "--args", '{"n": 1}') == "noted; it needs 1 more approval\n"
+    assert decide("approve", "ana").startswith("approved")
+    assert output_of(project, {"run_id": run_id}) == {"approved": True, "edited": {"n": 1}}
+
+
+def test_nobody_decides_in_an_empty_name_or_for_an_empty_digest(
+    project: Project, asked: dict[str, Any]
+) -> None:
+    for option in ("--by", "--digest"):  # as an unset variable of a shell gives it
+        refused = project.run("approvals", "approve", asked["id"], option, "")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+    [request] = json.loads(project.run("approvals", "list", "--json").stdout)["data"]
+    assert request["status"] == "pending"
+
+
 def test_a_second_decision_is_refused_and_says_who_was_first(project: Project, asked: dict[str, Any]) -> None:
     id = asked["id"].lstrip("-")
     project.run("approvals", "approve", id, "--by", "ana")

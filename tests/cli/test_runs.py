@@ -51,10 +51,18 @@ def test_the_beginning_of_an_id_is_enough_where_it_is_unique(project: Project) -
     for given in (run_id[:-3], run_id.removeprefix("run_")):
         assert project.run("runs", "show", given).stdout.startswith(f"id\t{run_id}\n")
     project.start("double", "2")
-    ambiguous = project.run("runs", "show", "run_")
+    ambiguous = project.run("runs", "show", "run_0")
     assert (ambiguous.exit_code, "the beginning of several runs" in ambiguous.stderr) == (2, True)
     missing = project.run("runs", "show", "run_nowhere")
     assert (missing.exit_code, missing.stderr) == (4, "agentflow: there is no run 'run_nowhere'\n")
+
+
+@pytest.mark.parametrize("given", ["", "run_"])
+def test_the_only_run_is_not_meant_by_an_empty_id(project: Project, given: str) -> None:
+    run_id = project.start("ship", '{"id": "o1"}')
+    refused = project.run("runs", "cancel", given)
+    assert (refused.exit_code, "the beginning of every run's id" in refused.stderr) == (2, True)
+    assert "status\twaiting\n" in project.run("runs", "show", run_id).stdout
 
 
 @pytest.mark.parametrize(

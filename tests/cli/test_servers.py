@@ -116,6 +116,15 @@ def test_a_worker_that_is_told_to_stop_lets_the_body_end(
     assert "body\trun\tcompleted" in shown
 
 
+def test_ctrl_c_while_following_a_run_says_which_run_goes_on(empty_folder: Path, launch: Launch) -> None:
+    (empty_folder / "app.py").write_text(SLOW)
+    follower = launch("start", "slow", "--data", "{}", "--stream", "--wait", "60s")
+    run_id = read_until(follower, "queued").split()[0]
+    code, told = end(follower, signal.SIGINT)
+    assert (code, f"run {run_id} goes on; agentflow runs watch {run_id}" in told) == (130, True), told
+    assert "Traceback" not in told
+
+
 def test_a_worker_logs_readable_lines_and_nothing_of_how_the_tables_are_made(
     empty_folder: Path, launch: Launch
 ) -> None:

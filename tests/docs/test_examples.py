@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx2
 import pytest
@@ -125,7 +127,14 @@ async def test_each_letter_is_one_batch_whatever_dies_at_night(
     async with fake_provider(reply) as provider, harness(example.app, database_url=sqlite_url) as h:
         for name, value in provider.environment().items():
             monkeypatch.setenv(name, value)
-        run = await h.start(example.overnight, example.CronTick(nominal_at=h.now()))
+        # Begun by its own schedule: by hand, and at some hours of the day, the schedule would begin another one.
+        here = h.now().astimezone(ZoneInfo("Europe/Berlin"))
+        tonight = here.replace(hour=22, minute=0, second=0, microsecond=0)
+        if tonight <= here:
+            tonight += timedelta(days=1)
+        await h.advance(tonight.astimezone(UTC) - h.now())
+        [begun] = (await example.app.runs.list(function="overnight")).data
+        run = example.app.runs.handle(begun.id)
         await h.advance("10m")
         await h.crash()
         await h.restart()

@@ -55,6 +55,7 @@ async def pay(ctx: Context[dict[str, Any]], step: Step) -> dict[str, Any]:
     """Pays what a person approves of."""
     policy = Approval(
         approvers=tuple(ctx.data.get("approvers", ())),
+        min_approvals=ctx.data.get("min_approvals", 1),
         timeout=ctx.data.get("timeout", "1h"),
         bar_starter=ctx.data.get("bar_starter", False),
     )

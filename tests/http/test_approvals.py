@@ -71,6 +71,20 @@ def test_a_response_stands_for_the_result(client: httpx2.Client) -> None:
     assert wait_for_status(client, request["run_id"], "completed")["output"]["value"] == {"paid": "by card"}
 
 
+def test_who_has_agreed_and_then_denies_is_told_that_this_changes_nothing(client: httpx2.Client) -> None:
+    request = ask(client, amount=8, min_approvals=2)
+    assert decide(client, request, "approve").json()["status"] == "pending"
+    assert decide(client, request, "approve").status_code == 200
+    answer = decide(client, request, "deny")
+    assert (answer.status_code, answer.json()["code"], answer.json()["winner"]) == (
+        409,
+        "already_decided",
+        None,
+    )
+    assert "'dev' has agreed to approval" in answer.json()["detail"]
+    assert [given["kind"] for given in answer.json()["approval"]["decisions"]] == ["approve"]
+
+
 @pytest.mark.timeout(120)
 def test_of_fifty_at_once_one_wins_and_the_others_see_who(server: Server, client: httpx2.Client) -> None:
     request = ask(client, amount=50)

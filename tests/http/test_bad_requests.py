@@ -87,6 +87,16 @@ def test_422_says_where(client: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "where"),
+    [({"name": ""}, ["body", "event", "name"]), ([{"name": "x"}, {}], ["body", "events", 1, "name"])],
+)
+def test_what_is_wrong_with_events_is_told_of_what_was_sent_alone(
+    client: httpx2.Client, body: object, where: list[object]
+) -> None:
+    assert [error["loc"] for error in client.post("/events", json=body).json()["errors"]] == [where]
+
+
+@pytest.mark.parametrize(
     "query",
     [
         "limit=0",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.forked import ROOT
@@ -115,6 +118,42 @@ def test_a_run_that_is_killed_in_the_middle_goes_on_and_repeats_at_most_one_step
     written = [int(line) for line in lines.read_text().split()]
     assert sorted(set(written)) == list(range(10))
     assert len(written) <= 11
+
+
+def test_a_server_that_is_told_to_stop_lets_those_who_wait_go_at_once(tmp_path: Path) -> None:
+    server = Server("tests.http.served:api", {"AGENTFLOW_DATABASE_URL": f"sqlite:///{tmp_path / 'x.db'}"})
+    server.start()
+    with server.client() as client, ThreadPoolExecutor(2) as threads:
+        order = {"id": "deploy", "amount": 1}
+        run_id = client.post("/functions/orders/ship/runs", json=order).json()["id"]
+        wait_for_status(client, run_id, "waiting")
+        begun = threading.Event()
+
+        def follow() -> list[str]:
+            with server.client() as reader, reader.stream("GET", f"/runs/{run_id}/stream") as response:
+                kinds = []
+                for event in read_events(response):
+                    kinds.append(event.event)
+                    if event.event == "run.waiting":
+                        begun.set()
+                return kinds
+
+        def wait_for_result() -> httpx2.Response:
+            with server.client() as waiter:
+                return waiter.post(
+                    "/functions/orders/ship/runs",
+                    json={"id": "other", "amount": 1},
+                    headers={"Prefer": "wait=100"},
+                )
+
+        follower, waiter = threads.submit(follow), threads.submit(wait_for_result)
+        assert begun.wait(20)
+        wait_until(lambda: len(client.get("/runs", params={"status": "waiting"}).json()["data"]) == 2)
+        server.stop()
+        assert "done" not in follower.result(5)
+        assert (waiter.result(5).status_code, waiter.result().json()["status"]) == (202, "waiting")
+    assert b"timeout graceful shutdown exceeded" not in server.output
+    assert b"Traceback" not in server.output
 
 
 def test_a_server_that_is_told_to_stop_ends_in_good_order_and_hands_its_runs_over(tmp_path: Path) -> None:

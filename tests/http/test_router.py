@@ -170,6 +170,7 @@ def test_the_document_shows_a_functions_own_schema() -> None:
     assert schema["required"] == ["id", "amount"]
     assert schema["properties"]["lines"]["items"]["properties"]["article"]["type"] == "string"
     assert "$ref" not in str(schema)
+    assert sorted(start["responses"]["200"]["content"]) == ["application/json", "text/event-stream"]
     generic = document["paths"]["/agentflow/functions/{function_id}/runs"]["post"]
     assert generic["requestBody"].get("required", False) is False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import takewhile
 
@@ -9,6 +10,7 @@ import httpx2
 import pytest
 
 from agentflow.http import sse
+from agentflow.http.stopping import Stopping
 from agentflow.runs import StreamItem
 from tests.http.servers import Sent, Server, read_events, wait_for_status, wait_until
 
@@ -66,6 +68,15 @@ def test_after_in_the_query_begins_there_too(client: httpx2.Client) -> None:
         whole_stream(client, run_id, params={"after": every[1].id}, headers={"Last-Event-ID": every[2].id})
         == every[3:]
     )
+
+
+def test_a_number_that_a_live_run_has_not_given_yet_begins_at_its_beginning(client: httpx2.Client) -> None:
+    run_id = start(client, 2)
+    wait_for_status(client, run_id, "waiting")
+    with client.stream("GET", f"/runs/{run_id}/stream", headers={"Last-Event-ID": "5000"}) as response:
+        events = read_events(response)
+        assert [next(events).id for _ in range(3)] == ["1", "2", "2"]  # two steps, and what it waits for
+    finish(client, run_id)
 
 
 def test_204_only_for_who_has_had_done(client: httpx2.Client) -> None:
@@ -128,7 +139,9 @@ async def test_an_idle_stream_sends_comments_and_lets_go_of_its_source(
     async def items():  # type: ignore[no-untyped-def]
         nonlocal closed
         try:
-            yield StreamItem(seq=1, kind="a\ntopic", data={"text": "two\nlines"})
+            yield StreamItem(
+                seq=1, kind="a\ntopic", data={"text": "six\nlines\u2028as\u2029some\x85have\x0cit"}
+            )
             await never.wait()
         finally:
             closed = True
@@ -149,10 +162,14 @@ async def test_an_idle_stream_sends_comments_and_lets_go_of_its_source(
         return {"type": "http.disconnect"}
 
     streams = sse.OpenStreams()
-    await sse.RunStream(items(), streams)({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    await sse.RunStream(items(), streams, Stopping())(
+        {"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send
+    )
     assert closed
     assert streams.count == 0
     [event, *comments] = [body for body in sent if body]
     assert event.splitlines()[0] == b"event: a topic"
-    assert len(event.strip().splitlines()) == 3
+    data, _ = event.decode().removeprefix("event: a topic\ndata: ").split("\nid: ")
+    assert data.splitlines() == [data]
+    assert json.loads(data)["data"]["text"] == "six\nlines\u2028as\u2029some\x85have\x0cit"
     assert set(comments) == {b": ping\n\n"}

@@ -124,6 +124,38 @@ async def test_an_edit_makes_earlier_approvals_and_digests_stale(world: World) -
     assert (await outcome(world, key)).edited == {"amount": 3}
 
 
+async def test_who_agreed_before_an_edit_may_agree_to_it_too(world: World) -> None:
+    key, approval_id = await ask(world, min_approvals=2, approvers=("ana", "bob"))
+    await world.submit(a_decision(approval_id, by="ana"))
+    edited = await world.submit(a_decision(approval_id, Edit({"amount": 3}), by="bob"))
+    assert (edited.result, edited.request.status) == (DecisionResult.NEEDS_MORE, ApprovalStatus.PENDING)
+    again = await world.submit(a_decision(approval_id, by="bob"))
+    assert (again.result, len(again.request.decisions)) == (DecisionResult.NEEDS_MORE, 2)
+    agreed = await world.submit(a_decision(approval_id, by="ana", args_digest=edited.request.args_digest))
+    assert (agreed.result, agreed.request.status) == (DecisionResult.TAKEN, ApprovalStatus.APPROVED)
+    assert (await outcome(world, key)).edited == {"amount": 3}
+
+
+async def test_an_edit_where_there_is_no_tool_makes_earlier_digests_stale_too(world: World) -> None:
+    _, approval_id = await ask(world, tool=None, args=None, min_approvals=2)
+    await world.submit(a_decision(approval_id, Edit({"amount": 3}), by="bob", args_digest="digest"))
+    unseen = await world.submit(a_decision(approval_id, by="ana", args_digest="digest"))
+    assert (unseen.result, unseen.request.status) == (DecisionResult.DIGEST_MISMATCH, ApprovalStatus.PENDING)
+    seen = await world.submit(a_decision(approval_id, by="ana", args_digest=unseen.request.args_digest))
+    assert seen.result is DecisionResult.TAKEN
+
+
+@pytest.mark.parametrize("other", [Deny("I was wrong"), Respond(1), Edit({"amount": 4})])
+async def test_another_decision_of_the_same_person_is_refused_and_changes_nothing(
+    world: World, other: Any
+) -> None:
+    _, approval_id = await ask(world, min_approvals=2)
+    first = await world.submit(a_decision(approval_id, by="ana"))
+    second = await world.submit(a_decision(approval_id, other, by="ana"))
+    assert second == (DecisionResult.ALREADY_DECIDED, first.request)
+    assert (await world.submit(a_decision(approval_id, Deny(None), by="bob"))).result is DecisionResult.TAKEN
+
+
 @pytest.mark.parametrize(
     ("editable", "args", "result"),
     [

@@ -12,7 +12,7 @@ from agentflow.events import Event, EventRecord
 from agentflow.http.api import Api
 from agentflow.http.problems import ProblemError
 from agentflow.http.routes.starts import IdempotencyKey
-from agentflow.http.schemas import Events, Limit, PageBody, RunSummary, SentBody, Text
+from agentflow.http.schemas import Limit, OneOrMore, PageBody, RunSummary, SentBody, Text
 from agentflow.principals import Principal
 
 
@@ -20,7 +20,7 @@ def add_routes(api: Api) -> None:
     write = api.permit("events:write")
 
     async def send_events(
-        body: Annotated[Event | Events, Body()],
+        body: Annotated[OneOrMore, Body()],
         idempotency_key: IdempotencyKey = None,
         caller: Principal = Depends(write),
     ) -> SentBody:

@@ -87,7 +87,7 @@ def add_routes(api: Api) -> None:
         start = await resume_point(api.client, run, last_event_id=last_event_id, after=after)
         if start is None:
             return Response(status_code=204)
-        return RunStream(api.client.runs.handle(run_id).stream(start), api.streams)
+        return RunStream(api.client.runs.handle(run_id).stream(start), api.streams, api.stopping)
 
     async def cancel_run(run_id: RunId, body: Annotated[CancelBody | None, Body()] = None) -> Run:
         """End the run and its children. One that has ended is left as it is."""

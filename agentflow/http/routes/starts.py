@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from agentflow.http.api import Api, path_of_run
 from agentflow.http.auth import Permit
 from agentflow.http.schemas import Text, self_contained
 from agentflow.http.sse import RunStream
+from agentflow.http.stopping import Stopping
 from agentflow.principals import Principal
 from agentflow.runs import Run
 
@@ -35,7 +37,11 @@ IdempotencyKey = Annotated[
 ]
 
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"model": Run, "description": "`Prefer: wait`: the run has ended; or the stream of its events"},
+    200: {
+        "model": Run,
+        "description": "`Prefer: wait`: the run has ended; or the stream of its events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
 }
 
 
@@ -126,22 +132,28 @@ async def _answer(
 ) -> Run | Response:
     location = path_of_run(request, route=route, run_id=handle.id)
     if _wants_stream(request):
-        return RunStream(handle.stream(), api.streams, headers={"Location": location})
+        return RunStream(handle.stream(), api.streams, api.stopping, headers={"Location": location})
     response.headers["Location"] = location
     seconds = _seconds_to_wait(prefer)
     if seconds is not None:
         response.headers["Preference-Applied"] = f"wait={seconds}"
-        await _wait_for_end(api.client.runs.handle(handle.id), seconds)
+        await _wait_for_end(api.client.runs.handle(handle.id), seconds, api.stopping)
     run = await api.client.runs.get(handle.id)
     if seconds is not None and run.status.is_final:
         response.status_code = 200
     return run
 
 
-async def _wait_for_end(handle: RunHandle[Any], seconds: int) -> None:
-    """However it ends: the run itself tells."""
-    with suppress(RunFailed, RunCancelled, RunSkipped, TimeoutError):
-        await handle.result(timeout=seconds)
+async def _wait_for_end(handle: RunHandle[Any], seconds: int, stopping: Stopping) -> None:
+    """However it ends: the run itself tells. A server that is to stop answers without it."""
+    result = asyncio.ensure_future(handle.result(timeout=seconds))
+    try:
+        with stopping.watched() as stopped, suppress(RunFailed, RunCancelled, RunSkipped, TimeoutError):
+            await asyncio.wait({result, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if result.done():
+                result.result()
+    finally:
+        result.cancel()
 
 
 def _wants_stream(request: Request) -> bool:
