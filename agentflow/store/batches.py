@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from agentflow.errors import DatabaseUnavailable
 from agentflow.store.hints import Hint
-from agentflow.store.operations import weight_of
+from agentflow.store.operations.dispatch import weight_of
 
 logger = logging.getLogger("agentflow.store")
 

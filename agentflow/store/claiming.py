@@ -8,9 +8,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from agentflow.crashpoints import point
 from agentflow.store.claim_types import ClaimedRun, Reclaimed
-from agentflow.store.operations_gates import TendLanes
-from agentflow.store.operations_reclaim import Reclaim
-from agentflow.store.operations_workers import Claim, ListMail, NextReady, ReleaseOrphans, Suspects
+from agentflow.store.operations.gates import TendLanes
+from agentflow.store.operations.reclaim import Reclaim
+from agentflow.store.operations.workers import Claim, ListMail, NextReady, ReleaseOrphans, Suspects
 from agentflow.store.protocol import NO_GATES
 from agentflow.store.stored_types import GateLimits, Micros, RunKey
 

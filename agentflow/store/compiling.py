@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import Event, Thread
 from typing import Final, Literal
 
-from agentflow.store.statement import Statement, every_statement
+from agentflow.store.statements.statement import Statement, every_statement
 
 PAUSE_SECONDS: Final = 0.002
 """Between two, so that the event loop has its turn: the thread takes a quarter of a core, for half a second."""

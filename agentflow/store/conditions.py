@@ -13,7 +13,7 @@ from typing import Any
 from agentflow.clock import to_datetime
 from agentflow.errors import ConfigurationError
 from agentflow.expressions import BOTH_EVENTS, Expression
-from agentflow.store import statements as sql
+from agentflow.store.statements import core as sql
 from agentflow.store.stored_types import Json
 from agentflow.store.transaction import Work
 

@@ -19,12 +19,12 @@ def open_store(database_url: str, *, settings: Settings) -> Store:
     """The store behind a URL, not connected yet. Raises `ConfigurationError`."""
     scheme = database_url.partition("://")[0]
     if scheme == "sqlite":
-        from agentflow.store.sqlite import SqliteStore
+        from agentflow.store.sqlite.store import SqliteStore
 
         return SqliteStore(_sqlite_path(database_url), durability=settings.durability)
     if scheme in ("postgresql", "postgres"):
         try:
-            from agentflow.store.postgres import PostgresStore
+            from agentflow.store.postgres.store import PostgresStore
         except ModuleNotFoundError as missing:
             if missing.name != "asyncpg":
                 raise

@@ -35,7 +35,9 @@ from agentflow.store import records
 from agentflow.store.charges import OF_A_TURN
 from agentflow.store.claim_types import FunctionInfo, Origin
 from agentflow.store.rows import RunRow, table_of
-from agentflow.store.statements import (
+from agentflow.store.statements.audit import audit
+from agentflow.store.statements.budgets import budget
+from agentflow.store.statements.core import (
     IS_SUBMITTED,
     MODEL_CALL_COLUMNS,
     approval,
@@ -49,11 +51,9 @@ from agentflow.store.statements import (
     step,
     wait,
 )
-from agentflow.store.statements import event as event_columns
-from agentflow.store.statements_audit import audit
-from agentflow.store.statements_budgets import budget
-from agentflow.store.statements_threads import message, turn
-from agentflow.store.statements_threads import thread as thread_columns
+from agentflow.store.statements.core import event as event_columns
+from agentflow.store.statements.threads import message, turn
+from agentflow.store.statements.threads import thread as thread_columns
 from agentflow.store.stored_types import (
     CANCEL_KIND,
     AuditEntry,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from agentflow.store import statements as sql
 from agentflow.store.hints import Hint, HintKind
 from agentflow.store.outcome_types import Fenced
-from agentflow.store.statement import Bundle, Params, Statement
+from agentflow.store.statements import core as sql
+from agentflow.store.statements.statement import Bundle, Params, Statement
 from agentflow.store.stored_types import RunKey, Status, StoredStep
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from agentflow.store.batches import (
     how_many_fit,
 )
 from agentflow.store.hints import Hint
-from agentflow.store.operations import weight_of
+from agentflow.store.operations.dispatch import weight_of
 from agentflow.turns import ends_turn_of
 
 logger = logging.getLogger("agentflow.store")

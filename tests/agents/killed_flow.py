@@ -23,8 +23,8 @@ import openai.resources.responses  # noqa: F401
 from agentflow import Agent, App, Approve, Deny, Settings, ToolContext, crashpoints, recovering, tool
 from agentflow.models.ledger import Billing
 from agentflow.store.operation_types import CommitStep, WriteModelCall
-from agentflow.store.postgres_backend import PostgresBackend
-from agentflow.store.sqlite_backend import SqliteBackend
+from agentflow.store.postgres.backend import PostgresBackend
+from agentflow.store.sqlite.backend import SqliteBackend
 
 POINTS = (
     "before it is committed that it is asked",

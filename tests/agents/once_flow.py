@@ -85,8 +85,8 @@ def die_at(point: str) -> None:
             die_if(is_result and point == f"{when} the result is committed")
             die_if(isinstance(operation, EndTurn) and point == f"{when} the turn is committed")
 
-    from agentflow.store.postgres_backend import PostgresBackend
-    from agentflow.store.sqlite_backend import SqliteBackend
+    from agentflow.store.postgres.backend import PostgresBackend
+    from agentflow.store.sqlite.backend import SqliteBackend
 
     for backend in (SqliteBackend, PostgresBackend):
         _wrap(backend, seen)

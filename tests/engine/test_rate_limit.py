@@ -13,7 +13,7 @@ from agentflow.events import Event
 from agentflow.flow import Idempotency, RateLimit
 from agentflow.runs import RunStatus
 from agentflow.step import Step
-from agentflow.store.operations_admission import MOST_EXACT
+from agentflow.store.operations.admission import MOST_EXACT
 from agentflow.testing import harness
 
 

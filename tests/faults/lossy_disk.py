@@ -21,8 +21,8 @@ import apsw
 import pytest
 from sqlalchemy.dialects import sqlite as dialect
 
-from agentflow.store import sqlite_backend
 from agentflow.store.queries import SqlQueries
+from agentflow.store.sqlite import backend as sqlite_backend
 
 SECTOR = 512
 """What a disk writes wholly or not at all."""

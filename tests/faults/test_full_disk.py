@@ -241,7 +241,7 @@ async def test_an_app_on_a_file_that_it_may_not_write_says_so(migrated_file: Pat
 import asyncio, os, sys
 from agentflow import App
 from agentflow.errors import ConfigurationError
-from agentflow.store import sqlite  # before root becomes somebody who may not read its library
+from agentflow.store.sqlite import store as sqlite# before root becomes somebody who may not read its library
 app = App("t", database_url="sqlite:///" + sys.argv[1])
 @app.function
 async def flow(ctx, step): pass

@@ -46,12 +46,12 @@ FATES = [Fate.CUT_BEFORE, Fate.CUT_AT_ONCE, Fate.LOSE_ANSWER, Fate.SWALLOW, Fate
 @pytest.fixture
 def short_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim that was swallowed in its transaction holds its runs until the server ends the session: sooner here."""
-    monkeypatch.setattr("agentflow.store.postgres_connection.IDLE_IN_TRANSACTION", "500ms")
+    monkeypatch.setattr("agentflow.store.postgres.connection.IDLE_IN_TRANSACTION", "500ms")
 
 
 @pytest.fixture
 async def network(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Network]:
-    monkeypatch.setattr("agentflow.store.postgres_connection.COMMAND_SECONDS", ANSWER_SECONDS)
+    monkeypatch.setattr("agentflow.store.postgres.connection.COMMAND_SECONDS", ANSWER_SECONDS)
     async with network_to(postgres_url) as network:
         yield network
 
@@ -227,9 +227,9 @@ async def test_a_worker_whose_connections_fall_silent_keeps_its_lease_and_goes_o
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
     """As when a router forgets them: nobody is told, and only what connects anew comes through."""
-    monkeypatch.setattr("agentflow.store.postgres_connection.COMMAND_SECONDS", 1.0)
-    monkeypatch.setattr("agentflow.store.postgres_notices.QUIET_SECONDS", 0.5)
-    monkeypatch.setattr("agentflow.store.postgres_notices.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("agentflow.store.postgres.connection.COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr("agentflow.store.postgres.notices.QUIET_SECONDS", 0.5)
+    monkeypatch.setattr("agentflow.store.postgres.notices.ANSWER_SECONDS", 0.5)
 
     async def add(n: int) -> int:
         return n + 1
@@ -272,7 +272,7 @@ async def test_a_worker_whose_connections_fall_silent_keeps_its_lease_and_goes_o
 async def test_a_worker_and_its_senders_go_on_over_a_network_that_fails_by_chance(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
-    monkeypatch.setattr("agentflow.store.postgres_connection.COMMAND_SECONDS", 2.0)
+    monkeypatch.setattr("agentflow.store.postgres.connection.COMMAND_SECONDS", 2.0)
     rng = random.Random(FIRST_SEED)
     silences = silenced = cuts = 0
     ignore_what_the_driver_forgot()

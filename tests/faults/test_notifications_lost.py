@@ -23,7 +23,7 @@ from agentflow.errors import RunCancelled
 from agentflow.handles import LONGEST_PAUSE, RunHandle
 from agentflow.settings import Settings
 from agentflow.step import Step
-from agentflow.store.postgres_notices import CHANNEL
+from agentflow.store.postgres.notices import CHANNEL
 from tests.faults.load import Load
 from tests.faults.reporting import Report
 from tests.faults.support import IS_FULL, SECONDS

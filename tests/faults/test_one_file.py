@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from agentflow.store.sqlite_backend import LARGE_BYTES, LARGE_SECONDS, LARGE_SHARE
+from agentflow.store.sqlite.backend import LARGE_BYTES, LARGE_SECONDS, LARGE_SHARE
 from tests.crash.processes import WorkerProcess, lines, workers
 from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from agentflow import App, Context, Settings, Step
-from agentflow.store import sqlite_backend
+from agentflow.store.sqlite import backend as sqlite_backend
 from tests.faults.lossy_disk import LossyDisk, lossy_disk
 from tests.faults.reporting import Report
 from tests.faults.support import FIRST_SEED, IS_FULL, SECONDS

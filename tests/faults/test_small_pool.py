@@ -74,9 +74,9 @@ async def start_and_wait(worker: App, sender: App, runs: int = RUNS) -> None:
 async def test_with_two_connections_500_runs_and_500_waiters_do_not_lock_each_other_out(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
-    monkeypatch.setattr("agentflow.store.postgres.POOL_SIZE", 2)
-    monkeypatch.setattr("agentflow.store.postgres_schema.READERS", 2)
-    monkeypatch.setattr("agentflow.store.postgres_schema.MORE_READERS", 0)
+    monkeypatch.setattr("agentflow.store.postgres.store.POOL_SIZE", 2)
+    monkeypatch.setattr("agentflow.store.postgres.schema.READERS", 2)
+    monkeypatch.setattr("agentflow.store.postgres.schema.MORE_READERS", 0)
     app, sender = make_app(postgres_url), make_app(postgres_url)
     began = time.monotonic()
     async with app.running(concurrency=RUNS), sender:

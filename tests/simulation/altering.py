@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from agentflow.store.statement import Compiled, Statement
+from agentflow.store.statements.statement import Compiled, Statement
 
 
 @contextmanager

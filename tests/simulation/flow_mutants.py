@@ -11,22 +11,20 @@ from unittest.mock import patch
 from sqlalchemy import literal_column as raw
 from sqlalchemy import select, update
 
-from agentflow.store import (
-    operations,
-    operations_admission,
-    operations_approvals,
-    operations_gates,
-    operations_messages,
-    statements_flow,
-    statements_schedules,
-)
-from agentflow.store import statements as sql
-from agentflow.store import statements_workers as worker_sql
 from agentflow.store.operation_types import Finish, TickSchedule
-from agentflow.store.operations_runs import finish
-from agentflow.store.operations_schedules import tick_schedule
+from agentflow.store.operations import admission as operations_admission
+from agentflow.store.operations import approvals as operations_approvals
+from agentflow.store.operations import dispatch as operations
+from agentflow.store.operations import gates as operations_gates
+from agentflow.store.operations import messages as operations_messages
+from agentflow.store.operations.runs import finish
+from agentflow.store.operations.schedules import tick_schedule
 from agentflow.store.rows import RunRow, ScheduleRow, table_of
-from agentflow.store.statement import Statement, big, text
+from agentflow.store.statements import core as sql
+from agentflow.store.statements import flow as statements_flow
+from agentflow.store.statements import schedules as statements_schedules
+from agentflow.store.statements import workers as worker_sql
+from agentflow.store.statements.statement import Statement, big, text
 from agentflow.store.transaction import Work
 from tests.simulation.altering import text_changed
 from tests.simulation.world import Mutant, World

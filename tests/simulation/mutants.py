@@ -10,15 +10,17 @@ from unittest.mock import patch
 from sqlalchemy import literal_column as raw
 from sqlalchemy import null, select, update
 
-from agentflow.store import operations, operations_runs, transaction
-from agentflow.store import statements as sql
-from agentflow.store import statements_workers as worker_sql
+from agentflow.store import transaction
 from agentflow.store.operation_types import Adopt, CommitStep
-from agentflow.store.operations_waits import adopt
-from agentflow.store.operations_workers import Reap, ReleaseOrphans, reap
+from agentflow.store.operations import dispatch as operations
+from agentflow.store.operations import runs as operations_runs
+from agentflow.store.operations.waits import adopt
+from agentflow.store.operations.workers import Reap, ReleaseOrphans, reap
 from agentflow.store.plan import Plan
 from agentflow.store.rows import RunRow, table_of
-from agentflow.store.statement import Statement, big, small, text
+from agentflow.store.statements import core as sql
+from agentflow.store.statements import workers as worker_sql
+from agentflow.store.statements.statement import Statement, big, small, text
 from agentflow.store.transaction import Transaction, Work
 from tests.simulation.altering import text_changed
 from tests.simulation.world import Mutant, World
@@ -46,7 +48,7 @@ def no_fence(world: World) -> Iterator[None]:
     transaction.fence.__code__ = fence.__code__
     try:
         # What is carried out together has a fence of its own.
-        with patch("agentflow.store.sqlite_backend.Plan.of", lambda operations: Plan()):
+        with patch("agentflow.store.sqlite.backend.Plan.of", lambda operations: Plan()):
             yield
     finally:
         transaction.fence.__code__ = real

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentflow.store import operation_types as ops
 from agentflow.store import outcome_types, stored_types
-from agentflow.store.operations import is_read
-from agentflow.store.operations_workers import Claim
+from agentflow.store.operations.dispatch import is_read
+from agentflow.store.operations.workers import Claim
 from tests.simulation.loop import SimulatedLoop, current_process
 from tests.simulation.plans import AGAIN, GATE_LIMIT
 from tests.simulation.process import Process, describe

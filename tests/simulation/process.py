@@ -26,9 +26,9 @@ from agentflow.settings import Settings
 from agentflow.store.batches import Submission
 from agentflow.store.claim_types import FunctionInfo, Origin
 from agentflow.store.hints import Hint, HintKind
-from agentflow.store.operations_workers import RegisterWorker, ReleaseOrphans
-from agentflow.store.sqlite import SqliteStore
-from agentflow.store.sqlite_backend import SqliteBackend
+from agentflow.store.operations.workers import RegisterWorker, ReleaseOrphans
+from agentflow.store.sqlite.backend import SqliteBackend
+from agentflow.store.sqlite.store import SqliteStore
 from agentflow.store.writer import Writer
 from tests.simulation.bodies import witness
 from tests.simulation.loop import LoopClock, current_process

@@ -21,8 +21,8 @@ from agentflow.events import Event
 from agentflow.settings import Settings
 from agentflow.store.operation_types import CancelRun, Decide, PauseFunction, RegisterFunctions
 from agentflow.store.outcome_types import DecisionResult
-from agentflow.store.sqlite_files import LockFolder
-from agentflow.store.sqlite_schema import prepare
+from agentflow.store.sqlite.files import LockFolder
+from agentflow.store.sqlite.schema import prepare
 from tests.simulation.faults import CALM_AFTER, Faults
 from tests.simulation.loop import NumberedTask, SimulatedLoop, Stuck, VirtualTime, current_process
 from tests.simulation.oracle import Oracle, Violation
@@ -353,8 +353,8 @@ def simulated_time(world: World, seed: int) -> Iterator[None]:
             "agentflow.client",
             "agentflow.engine.leases",
             "agentflow.engine.worker",
-            "agentflow.store.sqlite",
-            "agentflow.store.sqlite_backend",
+            "agentflow.store.sqlite.store",
+            "agentflow.store.sqlite.backend",
         ):
             stack.enter_context(patch(f"{module}.time", time))
         stack.enter_context(patch.object(ids, "_source", ids.IdSource(random_bytes=dice.randbytes)))

@@ -12,10 +12,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from agentflow.store import postgres_connection
-from agentflow.store import statements_workers as worker_sql
 from agentflow.store.claim_types import FunctionInfo
 from agentflow.store.operation_types import PauseFunction, RegisterFunctions
+from agentflow.store.postgres import connection as postgres_connection
+from agentflow.store.statements import workers as worker_sql
 from tests.store.support import APP, FUNCTION, NEVER, World, make_store, with_worker
 
 OTHERS = tuple(f"function-{n}" for n in range(30))

@@ -18,7 +18,7 @@ from agentflow.store.operation_types import (
     RecordAttempt,
     WriteModelCall,
 )
-from agentflow.store.operations import apply
+from agentflow.store.operations.dispatch import apply
 from agentflow.store.outcome_types import Done, OverBudget
 from agentflow.store.protocol import Store
 from agentflow.store.stored_types import BudgetState, ModelCall, Reservation, RunKey, Status, StoredAttempt

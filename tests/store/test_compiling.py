@@ -11,9 +11,9 @@ import pytest
 
 from agentflow.store import compiling
 from agentflow.store.compiling import CompilingAhead
-from agentflow.store.postgres import PostgresStore
-from agentflow.store.sqlite import SqliteStore
-from agentflow.store.statement import every_statement
+from agentflow.store.postgres.store import PostgresStore
+from agentflow.store.sqlite.store import SqliteStore
+from agentflow.store.statements.statement import every_statement
 
 STORES = (SqliteStore, PostgresStore)
 """Their modules load all that write statements."""

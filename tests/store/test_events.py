@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentflow.store.hints import Hint, HintKind
 from agentflow.store.operation_types import SendEvents
-from agentflow.store.operations_messages import DEDUP_MICROS
+from agentflow.store.operations.messages import DEDUP_MICROS
 from agentflow.store.outcome_types import Fenced, Sent
 from tests.store.support import World, a_run, an_event
 

@@ -10,18 +10,18 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from agentflow.store import postgres_connection
-from agentflow.store import statements as sql
-from agentflow.store import statements_workers as worker_sql
 from agentflow.store.hints import Hint, HintKind
 from agentflow.store.operation_types import CommitStep, SendSignal, Suspend
-from agentflow.store.operations import apply
-from agentflow.store.operations_workers import Claim
+from agentflow.store.operations.dispatch import apply
+from agentflow.store.operations.workers import Claim
 from agentflow.store.outcome_types import Delivered, Done, Fenced
-from agentflow.store.postgres import _REAP, _RENEW
-from agentflow.store.postgres_backend import alive, answer, drive
-from agentflow.store.postgres_connection import connect
-from agentflow.store.postgres_vectors import FENCE
+from agentflow.store.postgres import connection as postgres_connection
+from agentflow.store.postgres.backend import alive, answer, drive
+from agentflow.store.postgres.connection import connect
+from agentflow.store.postgres.store import _REAP, _RENEW
+from agentflow.store.postgres.vectors import FENCE
+from agentflow.store.statements import core as sql
+from agentflow.store.statements import workers as worker_sql
 from agentflow.store.stored_types import Status
 from agentflow.store.transaction import Transaction
 from tests.migrated import Emptying
@@ -135,7 +135,7 @@ async def test_a_worker_stopped_in_the_middle_of_a_statement_is_reaped(
     assert tuple(await watcher.fetchrow(state, stopped.get_server_pid())) == ("active", "ClientRead")
     await world.store.reap(now=1_000)
     assert await watcher.fetchval(REAPED_AT, world.worker) is None, "it has its five seconds"
-    monkeypatch.setattr("agentflow.store.postgres.IDLE_IN_TRANSACTION", "1ms")
+    monkeypatch.setattr("agentflow.store.postgres.store.IDLE_IN_TRANSACTION", "1ms")
 
     async def is_reaped() -> bool:
         await world.store.reap(now=2_000)

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from agentflow.store import operations, postgres_vectors
-from agentflow.store import statements as sql
-from agentflow.store import statements_workers as worker_sql
-from agentflow.store.delivery import adopt_unread
 from agentflow.store.operation_types import Adopt
-from agentflow.store.operations_workers import Claim, claim
+from agentflow.store.operations import dispatch as operations
+from agentflow.store.operations.delivery import adopt_unread
+from agentflow.store.operations.workers import Claim, claim
 from agentflow.store.outcome_types import Adopted, Fenced
-from agentflow.store.statement import Compiled
+from agentflow.store.postgres import vectors as postgres_vectors
+from agentflow.store.statements import core as sql
+from agentflow.store.statements import workers as worker_sql
+from agentflow.store.statements.statement import Compiled
 from agentflow.store.transaction import Transaction, Work, fence, stored_step
 from tests.store import test_postgres as races
 from tests.store.support import World

@@ -10,7 +10,7 @@ import pytest
 from agentflow.errors import DatabaseUnavailable
 from agentflow.store.hints import Hint, HintKind
 from agentflow.store.operation_types import StartRun
-from agentflow.store.postgres_connection import connect
+from agentflow.store.postgres.connection import connect
 from tests.faults.network import Fate, network_to
 from tests.store.support import a_run, make_store, with_worker
 
@@ -19,8 +19,8 @@ async def test_a_store_that_only_listens_notices_that_its_connection_is_silent(
     postgres_ready: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a connection that is dead nothing is ever heard: it has to be asked."""
-    monkeypatch.setattr("agentflow.store.postgres_notices.QUIET_SECONDS", 0.2)
-    monkeypatch.setattr("agentflow.store.postgres_notices.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("agentflow.store.postgres.notices.QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("agentflow.store.postgres.notices.ANSWER_SECONDS", 0.2)
     async with network_to(postgres_ready) as network:
         store = make_store(network.url)
         await store.open()
@@ -56,8 +56,8 @@ async def test_a_hint_that_could_not_be_sent_is_sent_by_the_next_connection(post
 async def test_a_query_is_asked_again_on_a_connection_that_answers(
     postgres_ready: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentflow.store.postgres_schema.SURELY_THERE_SECONDS", 0.0)
-    monkeypatch.setattr("agentflow.store.postgres_schema.IS_THERE_SECONDS", 0.2)
+    monkeypatch.setattr("agentflow.store.postgres.schema.SURELY_THERE_SECONDS", 0.0)
+    monkeypatch.setattr("agentflow.store.postgres.schema.IS_THERE_SECONDS", 0.2)
     async with network_to(postgres_ready) as network:
         store = make_store(network.url)
         await store.open()
@@ -77,9 +77,9 @@ async def test_a_store_on_a_silent_connection_closes_soon(
     postgres_ready: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a farewell that nobody hears nor a batch that nobody answers keeps a process from ending."""
-    monkeypatch.setattr("agentflow.store.postgres_connection.COMMAND_SECONDS", 0.5)
-    monkeypatch.setattr("agentflow.store.postgres_connection.FAREWELL_SECONDS", 0.1)
-    monkeypatch.setattr("agentflow.store.postgres.CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("agentflow.store.postgres.connection.COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr("agentflow.store.postgres.connection.FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr("agentflow.store.postgres.store.CLOSE_SECONDS", 0.2)
     monkeypatch.setattr("agentflow.store.loop_writer.CLOSE_PATIENCE", 0.2)
     async with network_to(postgres_ready) as network:
         store = make_store(network.url)

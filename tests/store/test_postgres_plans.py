@@ -12,13 +12,15 @@ from typing import Any
 import asyncpg
 import pytest
 
-from agentflow.store import postgres_connection, postgres_reclaim, postgres_vectors
-from agentflow.store import statements as sql
-from agentflow.store import statements_budgets as budget_sql
-from agentflow.store import statements_flow as flow_sql
-from agentflow.store import statements_workers as worker_sql
-from agentflow.store.postgres_connection import connect
-from agentflow.store.postgres_schema import migrate
+from agentflow.store.postgres import connection as postgres_connection
+from agentflow.store.postgres import reclaim as postgres_reclaim
+from agentflow.store.postgres import vectors as postgres_vectors
+from agentflow.store.postgres.connection import connect
+from agentflow.store.postgres.schema import migrate
+from agentflow.store.statements import budgets as budget_sql
+from agentflow.store.statements import core as sql
+from agentflow.store.statements import flow as flow_sql
+from agentflow.store.statements import workers as worker_sql
 from tests.store.support import World, make_store, with_worker
 
 OF_ALL = (

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from agentflow.store import sqlite_backend
 from agentflow.store.hints import HintKind
 from agentflow.store.operation_types import (
     AppendStream,
@@ -28,7 +27,8 @@ from agentflow.store.operation_types import (
     StartRun,
 )
 from agentflow.store.outcome_types import Done, Fenced
-from agentflow.store.sqlite_files import LockFolder
+from agentflow.store.sqlite import backend as sqlite_backend
+from agentflow.store.sqlite.files import LockFolder
 from agentflow.store.stored_types import Chunk
 from tests.store.support import (
     World,
@@ -337,7 +337,7 @@ async def test_what_has_to_reach_the_disk_does(sqlite_ready: str, durability: st
 
 
 async def test_the_claim_s_query_walks_its_index(world: World) -> None:
-    from agentflow.store import statements_workers as worker_sql
+    from agentflow.store.statements import workers as worker_sql
 
     connection = sqlite3.connect(world.store._path)  # type: ignore[attr-defined]
     params = {"by": "w", "app": "a", "functions": ["f"], "gated": [], "now": 1, "limit": 5}

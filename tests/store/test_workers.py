@@ -9,7 +9,7 @@ import pytest
 from agentflow.errors import ConfigurationError
 from agentflow.store.hints import Hint, HintKind
 from agentflow.store.operation_types import CancelRun, Finish, Suspend
-from agentflow.store.operations_workers import RegisterWorker, RetireWorker
+from agentflow.store.operations.workers import RegisterWorker, RetireWorker
 from agentflow.store.outcome_types import Fenced
 from agentflow.store.stored_types import RunKey, Status
 from tests.store.support import APP, FUNCTION, NEVER, World, a_wait, expire_leases, fresh

@@ -1,0 +1,1 @@
+"""The SQL that operations are made of, written once for both databases."""
