@@ -25,9 +25,10 @@ import pytest
 
 from tests.faults.reporting import choose, report
 from tests.forked import end_the_starter
+from tests.migrated import migrated_database, migrated_file
 from tests.postgres_server import PostgresServer, fast_disk
 
-__all__ = ["report"]  # a fixture, for any test
+__all__ = ["migrated_database", "migrated_file", "report"]  # fixtures, for any test
 
 # The only reasons for which CI may leave out a test, as the beginning of the reason.
 ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
