@@ -41,6 +41,16 @@ if where := fast_disk():
 if "AGENTFLOW_TEST_DATABASE_URL" not in os.environ:
     os.environ.setdefault("PGSSLMODE", "disable")
 
+NOBODY = Path(__file__).parent / "nobody.pem"
+"""A certificate of an authority that has no key any more, and was valid for a day in 2000."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # An SDK's client reads all the certificates of the machine when it is made, for 50 ms, and here it speaks plain
+    # HTTP to this machine. Who records a cassette may speak to the real APIs.
+    if config.getoption("--record-mode", None) in (None, "none"):
+        os.environ["SSL_CERT_FILE"] = str(NOBODY)
+
 
 # --- databases ------------------------------------------------------------------------------------
 
