@@ -26,9 +26,11 @@ import pytest
 from tests.faults.reporting import choose, report
 from tests.forked import end_the_starter
 from tests.later_sqlite import refuses_what_later_ones_refuse
+from tests.migrated import migrated_database, migrated_file
 from tests.postgres_server import PostgresServer, fast_disk
 
-__all__ = ["refuses_what_later_ones_refuse", "report"]  # fixtures, for any test
+# fixtures, for any test
+__all__ = ["migrated_database", "migrated_file", "refuses_what_later_ones_refuse", "report"]
 
 # The only reasons for which CI may leave out a test, as the beginning of the reason.
 ALLOWED_SKIPS = ("the recordings are not beside this checkout",)
@@ -40,6 +42,16 @@ if where := fast_disk():
 # Else each connection makes ready for TLS before it hears from our server that there is none.
 if "AGENTFLOW_TEST_DATABASE_URL" not in os.environ:
     os.environ.setdefault("PGSSLMODE", "disable")
+
+NOBODY = Path(__file__).parent / "nobody.pem"
+"""A certificate of an authority that has no key any more, and was valid for a day in 2000."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # An SDK's client reads all the certificates of the machine when it is made, for 50 ms, and here it speaks plain
+    # HTTP to this machine. Who records a cassette may speak to the real APIs.
+    if config.getoption("--record-mode", None) in (None, "none"):
+        os.environ["SSL_CERT_FILE"] = str(NOBODY)
 
 
 # --- databases ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Databases that have their tables already: made once and copied for each of the hundreds of tests.
 
-A folder takes these fixtures instead of the empty databases of tests/conftest.py by importing them in its conftest.
+A folder takes `sqlite_url` and `postgres_url` from here, instead of the empty databases of tests/conftest.py, by
+importing them in its conftest. What they are copied from belongs to the whole run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from agentflow import App
-
 
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("migrated") / "agentflow.db"
-    asyncio.run(App("t", database_url=f"sqlite:///{file}").migrate())
+    _migrate(f"sqlite:///{file}")
     return file
 
 
@@ -46,7 +45,7 @@ class Template:
         self._uses = 0
         self._emptying = Emptying(url_of(admin_url, self._copy))
         self._execute(f'CREATE DATABASE "{self._name}" TEMPLATE template0')
-        asyncio.run(App("t", database_url=url_of(admin_url, self._name)).migrate())
+        _migrate(url_of(admin_url, self._name))
 
     def fresh(self) -> str:
         """The URL of a database that has its tables, and nothing in them."""
@@ -127,6 +126,12 @@ def migrated_database(postgres_admin_url: str) -> Iterator[Template]:
 @pytest.fixture
 def postgres_url(migrated_database: Template) -> str:
     return migrated_database.fresh()
+
+
+def _migrate(url: str) -> None:
+    from agentflow import App  # not for every run that has this conftest
+
+    asyncio.run(App("t", database_url=url).migrate())
 
 
 def url_of(admin_url: str, name: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -133,11 +133,16 @@ def test_the_repository_does_not_hold(what: str) -> None:
 
 
 def test_every_source_file_says_what_it_is() -> None:
-    silent = [
-        path.relative_to(ROOT).as_posix()
-        for path in PYTHON_FILES
-        if path.read_text().strip() and ast.get_docstring(ast.parse(path.read_text())) is None
-    ]
+    silent = []
+    for path in PYTHON_FILES:
+        with path.open("rb") as file:
+            first = next(
+                token
+                for token in tokenize.tokenize(file.readline)
+                if token.type not in (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL)
+            )
+        if first.type != tokenize.ENDMARKER and not first.string.startswith(('"""', 'r"""')):
+            silent.append(path.relative_to(ROOT).as_posix())
     assert silent == []
 
 

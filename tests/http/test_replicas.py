@@ -16,9 +16,9 @@ import pytest
 
 from tests.http.servers import Sent, Server, read_events, wait_for_status
 from tests.http.speaking import REPORT
-from tests.migrated import migrated_database, migrated_file, postgres_url, sqlite_url
+from tests.migrated import postgres_url, sqlite_url
 
-__all__ = ["migrated_database", "migrated_file", "postgres_url", "sqlite_url"]
+__all__ = ["postgres_url", "sqlite_url"]
 
 ALL = 100_000
 """Pieces: more than there are."""

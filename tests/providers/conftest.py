@@ -18,6 +18,9 @@ from agentflow.models.clients import held_clients
 from agentflow.providers import Model
 from agentflow.testing.cassettes import scrubbed_vcr_config, write_header
 from agentflow.testing.provider_server import FakeProvider, fake_provider
+from tests.migrated import postgres_url, sqlite_url
+
+__all__ = ["postgres_url", "sqlite_url"]
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
 CASSETTES = Path(__file__).parents[1] / "cassettes"
