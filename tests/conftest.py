@@ -200,7 +200,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     seconds = _seconds_allowed(item)
     if not seconds or item.config.getoption("usepdb"):
         return (yield)
-    timer = threading.Timer(seconds + min(10, seconds), _end_hung_run, [item])
+    timer = threading.Timer(seconds + 5, _end_hung_run, [item])
     timer.daemon = True
     timer.start()
     try:
