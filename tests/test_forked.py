@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from agentflow.store.opening import open_store
+from tests import forked_streams
 from tests.crash.zone_ticking import make_app
 from tests.forked import KILLED, ROOT, Forked, Starter, run, the_starter
 from tests.forking import READ_AT_THE_START
@@ -147,6 +148,26 @@ def test_what_it_says_comes_by_its_pipe_and_one_that_goes_on_is_waited_for_in_va
         process.terminate()
         assert process.communicate(10) == (b"", None)
         assert process.returncode == -signal.SIGTERM
+
+
+async def test_in_a_loop_its_pipes_are_streams(script: Script) -> None:
+    code = (
+        "import sys\n"
+        "for line in sys.stdin: print(line.strip().upper(), flush=True)\n"
+        "print('bye', file=sys.stderr)\n"
+        "raise SystemExit(3)"
+    )
+    process = await forked_streams.start(sys.executable, script(code), stdin=PIPE, stderr=PIPE)
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    for word in (b"one", b"two"):
+        process.stdin.write(word + b"\n")
+        assert await process.stdout.readline() == word.upper() + b"\n"
+    assert process.returncode is None
+    process.stdin.close()
+    assert await process.wait() == process.returncode == 3
+    assert (await process.stdout.read(), await process.stderr.read()) == (b"", b"bye\n")
 
 
 def test_what_only_an_interpreters_start_can_give_is_refused(script: Script) -> None:

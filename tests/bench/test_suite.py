@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import check, crowd
-from bench.__main__ import held
+from bench.__main__ import held, main
 from bench.contest import OURS, RAW, Contest
 from bench.plan import PROCESS, ROWS, SIZES, STRICT, rows_on
 from bench.table import table
 from bench.talk import Work
+from tests import forked_streams
 
-ROOT = Path(__file__).parent.parent.parent
 KEY = "process/sequence/step"
 
 
@@ -26,18 +27,27 @@ def contest(tmp_path: Path) -> Contest:
     return Contest(folder=tmp_path, server=None, sizes=SIZES["smallest"], tell=print)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contestants are forked; only what imports itself, to measure that, has an interpreter of its own."""
+    fresh = asyncio.create_subprocess_exec
+
+    async def start(program: Path | str, *words: str, **options: Any) -> Any:
+        start = forked_streams.start if words[0] == "-m" and str(program) == sys.executable else fresh
+        return await start(str(program), *words, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_the_suite_prints_a_figure_of_ours_in_every_row(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--size=smallest", "--folder", tmp_path]
-        + ["--database=strict", "--database=process"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def test_the_suite_prints_a_figure_of_ours_in_every_row(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], forked: None
+) -> None:
+    done = main(["--size=smallest", "--folder", str(tmp_path), "--database=strict", "--database=process"])
+    told = capfd.readouterr()
+    assert (done, told.err) == (0, "")
+    lines = told.out.splitlines()
     for database in (STRICT, PROCESS):
         for row in rows_on(database):
             title = row.title.format_map(SIZES["smallest"])
@@ -57,7 +67,7 @@ async def test_the_suite_measures_a_run_on_postgresql(tmp_path: Path, postgres_a
 
 
 @pytest.mark.timeout(120)
-async def test_a_crowd_of_agents_is_held_against_the_bare_sdk(tmp_path: Path) -> None:
+async def test_a_crowd_of_agents_is_held_against_the_bare_sdk(tmp_path: Path, forked: None) -> None:
     said: list[str] = []
     best = await crowd.hold(tmp_path, agents=3, turns=2, rounds=1, show=said.append)
     assert set(best) == {"bare", "durable", "function"}
@@ -89,7 +99,7 @@ async def test_a_contestant_that_fails_is_named_and_left_out(tmp_path: Path) -> 
 
 @pytest.mark.timeout(120)
 async def test_the_check_fails_when_a_figure_is_more_than_a_third_worse(
-    contest: Contest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    contest: Contest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forked: None
 ) -> None:
     monkeypatch.setattr(check, "CHECKED", [row for row in ROWS if row.key(PROCESS) == KEY])
     monkeypatch.setattr(check, "ROUNDS", 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.docs.pages import ROOT, blocks_of
 
 PAGE = ROOT / "docs" / "how-to" / "deploy-with-postgresql.md"
@@ -27,13 +28,7 @@ def test_a_database_is_made_a_worker_works_and_drains(postgres_url: str, tmp_pat
     environment = {**os.environ, "AGENTFLOW_DATABASE_URL": postgres_url}
 
     def agentflow(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "agentflow", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        return forked.run(["-m", "agentflow", *arguments], cwd=tmp_path, env=environment)
 
     refused = agentflow(*current)
     assert (refused.returncode, "agentflow db upgrade" in refused.stderr) == (1, True), refused.stderr

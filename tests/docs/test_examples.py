@@ -20,6 +20,7 @@ from agentflow.auth import Principal
 from agentflow.errors import NotPermitted
 from agentflow.models.clients import close_clients
 from agentflow.testing import HttpError, Job, block_models, fake_provider, harness
+from tests import forked
 from tests.docs.pages import ROOT
 from tests.http.servers import Server, read_events
 
@@ -28,18 +29,26 @@ EXAMPLES = ROOT / "examples" / "agents"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., list[str]]:
-    """Runs an example in an empty folder, without any key; gives what it printed."""
+    """Runs an example in an empty folder, without any key, the first time in a new interpreter; gives what it
+    printed."""
+    keys = ("OPENAI_", "ANTHROPIC_", "AGENTFLOW_")
+    keyless = {key: value for key, value in os.environ.items() if not key.startswith(keys)}
+    was_run = set()
 
     def run(name: str, *arguments: str) -> list[str]:
-        keys = ("OPENAI_", "ANTHROPIC_", "AGENTFLOW_")
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / name), *arguments],
-            cwd=tmp_path,
-            env={key: value for key, value in os.environ.items() if not key.startswith(keys)},
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
+        words = [str(EXAMPLES / name), *arguments]
+        if name in was_run:
+            done = forked.run(words, cwd=tmp_path, env=keyless)
+        else:
+            was_run.add(name)
+            done = subprocess.run(
+                [sys.executable, *words],
+                cwd=tmp_path,
+                env=keyless,
+                capture_output=True,
+                text=True,
+                timeout=50,
+            )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.splitlines()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.docs.pages import ROOT, blocks_of
 from tests.docs.test_project_pages import pytest_in, write_files
 
@@ -29,12 +30,7 @@ class Reader:
         """The page's command that begins with these words; `id` stands where the page says ID or RUN."""
         [command] = {tuple(line) for line in self._commands if line[1 : 1 + len(words)] == list(words)}
         arguments = [id if word in ("ID", "RUN") else word for word in command[1:]]
-        done = subprocess.run(
-            [sys.executable, "-m", "agentflow", *arguments],
-            cwd=self._folder,
-            capture_output=True,
-            text=True,
-        )
+        done = forked.run(["-m", "agentflow", *arguments], cwd=self._folder)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
