@@ -592,11 +592,11 @@ async def test_a_sync_bodys_late_result_is_dropped_and_its_retry_starts_only_aft
             spans.append((begun, time.monotonic()))
             return f"attempt {attempt}"
 
-        return await step.run("x", body, timeout=0.02, retry=3)
+        return await step.run("x", body, timeout=0.4, retry=3)
 
     async with harness(app, database_url=database_url) as h:
         run = await h.start(f)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         assert spans == []
         go_on.set()
         await h.advance("1h")

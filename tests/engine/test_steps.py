@@ -358,13 +358,13 @@ async def test_a_retry_starts_only_after_the_thread_of_a_timed_out_attempt_has_e
         nonlocal running, most, calls
         calls, running = calls + 1, running + 1
         most = max(most, running)
-        time.sleep(0.3 if calls == 1 else 0)
+        time.sleep(0.8 if calls == 1 else 0)
         running -= 1
         return "done"
 
     @app.function
     async def f(ctx: Context[None], step: Step) -> str:
-        return await step.run("slow", slow, timeout=0.05, retry=3)
+        return await step.run("slow", slow, timeout=0.4, retry=3)
 
     async with harness(app, database_url=sqlite_url) as h:
         run = await h.start(f)

@@ -494,9 +494,9 @@ async def test_a_sync_clients_thread_has_ended_before_another_attempt_begins(
 ) -> None:
     from agentflow.testing import Stall
 
-    server.add(Stall(0.5), "Good day")
+    server.add(Stall(1.5), "Good day")
     with OpenAI() as client:
-        wrapping = Wrapping(client.responses.create, RESPONSES, step_timeout="100ms")
+        wrapping = Wrapping(client.responses.create, RESPONSES, step_timeout="1s")
         seen, _, usage = await wrapping.run(sqlite_url, advance="3h")
     assert seen[-1].output_text == "Good day"
     assert (usage.billed, usage.possibly_billed) == (1, 1)
