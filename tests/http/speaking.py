@@ -56,7 +56,7 @@ async def weigh(thing: str) -> int:
     return len(thing)
 
 
-flow = App("speaking", settings=Settings(lease_seconds=1))
+flow = App("speaking", settings=Settings(lease_seconds=float(os.environ.get("LEASE_SECONDS", "30"))))
 flow.add(Agent("speaker", model=Speaker(), tools=[weigh], output=Report))
 
 api = FastAPI()

@@ -84,7 +84,7 @@ def test_a_reader_goes_on_at_the_other_replica_and_has_every_delta_once(
     gate = Gate(tmp_path / "gate")
     is_worker_killed = killed == "the one that works"
     # Who works is certain: there is one worker when the run begins.
-    first = start() if is_worker_killed else start(READS_ALONE="yes")
+    first = start(LEASE_SECONDS="2") if is_worker_killed else start(READS_ALONE="yes")
     second = None if is_worker_killed else start()
     with first.client() as client:
         run_id = client.post("/agents/speaker/runs", json="Weigh the anvil and report.").json()["id"]
