@@ -244,14 +244,14 @@ async def test_a_server_killed_in_the_middle_of_a_call_is_there_again_on_the_nex
 
 
 async def test_a_server_that_hangs_is_ended_and_started_again_on_the_next_try(servers: Servers) -> None:
-    app, agent = clerk(servers.make("stdio", timeout="1s"))
+    app, agent = clerk(servers.make("stdio", timeout="3s"))
     model, asked = asking(call("stand_still"))
     async with harness(app, model=model) as h:
         run = await h.start(agent, "Go.")
         await h.idle()
         step = (await steps_of(app, run.id))["clerk#0/turn0/0:stand_still"]
         assert step.error is not None
-        assert "did not answer within 1 s (timeout=)" in step.error.message
+        assert "did not answer within 3 s (timeout=)" in step.error.message
         await h.advance("1m")
         assert await run.result() == "done"
     assert results_in(asked[1]) == ["moved"]
