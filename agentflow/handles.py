@@ -17,6 +17,7 @@ from agentflow.store.hints import Hint, HintKind
 from agentflow.store.protocol import Store
 
 R = TypeVar("R")
+V = TypeVar("V")
 
 logger = logging.getLogger("agentflow.client")
 
@@ -44,8 +45,8 @@ class Watchers:
         self._poller: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._said_to_end: set[str] = set()
-        self._ended_elsewhere: OrderedDict[str, None] = OrderedDict()
-        """What was said to have ended while nobody here waited for it."""
+        self._to_be_read: OrderedDict[str, None] = OrderedDict()
+        """What is known to have ended, but not how: it ended elsewhere while nobody here waited, or its end is large."""
         self._must_look_at_all = False
 
     def hear(self, hint: Hint) -> None:
@@ -65,17 +66,15 @@ class Watchers:
                     self._said_to_end.add(hint.run_id)
                     self._hurry.set()
                 else:
-                    self._ended_elsewhere[hint.run_id] = None
-                    if len(self._ended_elsewhere) > MOST_ENDS:
-                        self._ended_elsewhere.popitem(last=False)
+                    _keep(self._to_be_read, hint.run_id, None)
 
     def note_end(self, end: End) -> None:
         """A run has ended in this process, and that is committed."""
-        self._ended_elsewhere.pop(end.run_id, None)
         if len(end.output or "") + len(end.error or "") <= LARGEST_END:
-            self._ends[end.run_id] = end
-            if len(self._ends) > MOST_ENDS:
-                self._ends.popitem(last=False)
+            self._to_be_read.pop(end.run_id, None)
+            _keep(self._ends, end.run_id, end)
+        else:
+            _keep(self._to_be_read, end.run_id, None)
         self._tell(end.run_id)
 
     def find_end(self, run_id: str) -> End | None:
@@ -83,7 +82,7 @@ class Watchers:
 
     async def ended(self, run_id: str) -> None:
         """Wait until the run has ended."""
-        if run_id in self._ended_elsewhere:
+        if run_id in self._ends or run_id in self._to_be_read:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, set()).add(future)
@@ -158,6 +157,12 @@ class Watchers:
         for future in self._waiting.get(run_id, ()):
             if not future.done():
                 future.set_result(None)
+
+
+def _keep(latest: OrderedDict[str, V], run_id: str, value: V) -> None:
+    latest[run_id] = value
+    if len(latest) > MOST_ENDS:
+        latest.popitem(last=False)
 
 
 class Watch:

@@ -245,6 +245,34 @@ async def test_what_has_ended_elsewhere_before_anybody_asked_is_given_at_once(
         assert [await run.result(10) for run in early] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [1, handles.LARGEST_END + 1])
+async def test_what_ends_while_its_status_is_read_is_given_at_once(
+    database_url: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is told when nobody waits for it yet, and what was read is older. No poll helps: it finds nothing."""
+    app = App("t", database_url=database_url)
+
+    async def letters(ctx: Context[int], step: Step) -> str:
+        return "a" * ctx.data
+
+    app.function(letters)
+    await app.migrate()
+    async with app.running():
+        run = await app.start("letters", size)
+
+        async def read_long_ago(run_id: str) -> RunStatus:
+            assert len(await run.result(10)) == size
+            return RunStatus.RUNNING
+
+        async def find_nothing(run_ids: list[str]) -> list[str]:
+            return []
+
+        queries = app.client.store.queries
+        monkeypatch.setattr(queries, "get_status", read_long_ago)
+        monkeypatch.setattr(queries, "list_ended", find_nothing)
+        assert len(await app.runs.handle(run.id).result(10)) == size
+
+
 async def test_the_functions_are_asked_for_once_however_many_want_to_know(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
