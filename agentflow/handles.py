@@ -23,9 +23,12 @@ logger = logging.getLogger("agentflow.client")
 
 SHORTEST_PAUSE = 0.01
 FIRST_PAUSE = 0.05
+TOLD_PAUSE = 0.25
 LONGEST_PAUSE = 1.0
 MOST_ENDS = 1000
 LARGEST_END = 64 * 1024
+MOST_ITEMS = 500
+"""That are read of a stream at once."""
 UNKNOWN_ERROR = '{"name": "Error", "message": "the run failed, and its error could not be read"}'
 
 
@@ -46,7 +49,7 @@ class Watchers:
         self._hurry = asyncio.Event()
         self._said_to_end: set[str] = set()
         self._to_be_read: OrderedDict[str, None] = OrderedDict()
-        """What is known to have ended, but not how: it ended elsewhere while nobody here waited, or its end is large."""
+        """What has ended, it is not known how: elsewhere while nobody here waited, or its end is large."""
         self._must_look_at_all = False
 
     def hear(self, hint: Hint) -> None:
@@ -171,8 +174,12 @@ class Watch:
     def __init__(self, watches: dict[str, set[Watch]], run_id: str) -> None:
         self._watches = watches
         self._run_id = run_id
+        self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self._pause = FIRST_PAUSE
+        self._limit: asyncio.Timeout | None = None
+        """Of the wait that goes on."""
+        self._looked_at = 0.0
 
     def __enter__(self) -> Watch:
         self._watches.setdefault(self._run_id, set()).add(self)
@@ -185,21 +192,30 @@ class Watch:
             del self._watches[self._run_id]
 
     def wake(self) -> None:
-        self._pause = FIRST_PAUSE
+        """There is some. Where the run is told of, the poll has time."""
+        self._pause = TOLD_PAUSE
         self._event.set()
 
     def hurry(self) -> None:
-        """Look soon; not at once, as there may be many such hints."""
-        if self._pause > FIRST_PAUSE:
-            self.wake()
+        """There may be some: look, but not sooner after the last look than the shortest poll, as many such hints may
+        come."""
+        self._pause = FIRST_PAUSE
+        due = self._looked_at + FIRST_PAUSE
+        if self._loop.time() >= due:
+            self._event.set()
+        elif self._limit is not None and not self._limit.expired() and due < (self._limit.when() or due):
+            self._limit.reschedule(due)
 
     async def news(self) -> None:
         """Wait for a hint, or for the next poll."""
+        self._looked_at = self._loop.time()
         try:
-            async with asyncio.timeout(self._pause):
+            async with asyncio.timeout(self._pause) as self._limit:
                 await self._event.wait()
         except TimeoutError:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        finally:
+            self._limit = None
         self._event.clear()
 
 
@@ -253,25 +269,39 @@ class RunHandle(Generic[R]):
         Between them `run.<status>` tells what the run waits for, and `approval.<status>` of each person's decision that
         it asks for; they repeat the last `seq`.
         """
-        seq, told = after, None
+        queries = self._store.queries
+        seq, standing, told = after, None, None
         approvals: dict[str, str] = {}
         with self._watchers.watch(self.id) as watch:
             while True:
-                # It is looked at for each piece of text, by each reader: its payloads are read once, at its end.
-                run = await self._store.queries.get_run(self.id, payloads=False)
-                if run is None:
+                # Each reader comes here for each piece of text: no more is read than is new.
+                look = await queries.look(self.id, after=seq, most=MOST_ITEMS)
+                if look is not None and look.standing == standing:
+                    for item in look.chunks:
+                        seq = item.seq
+                        yield item
+                    if seq == look.last_seq or not look.chunks:
+                        await watch.news()
+                    continue
+                # How it stands is told after all items before that, so it is read before them.
+                run = look and await queries.get_run(self.id, payloads=look.is_final)
+                if look is None or run is None:
                     raise NotFound(f"there is no run {self.id}")
-                while items := await self._store.queries.list_stream(self.id, after=seq):
+                standing = look.standing
+                if run.status.is_final and not look.is_final:
+                    continue  # it has ended between the two
+                has_more = True
+                while has_more:
+                    items = await queries.list_stream(self.id, after=seq, limit=MOST_ITEMS)
+                    has_more = len(items) == MOST_ITEMS
                     for item in items:
                         seq = item.seq
                         yield item
-                state = (run.status, [(waiting.step_key, waiting.kind) for waiting in run.waiting])
                 if run.status.is_final:
                     if seq > after or await self._has_item(after):
-                        whole = await self._store.queries.get_run(self.id)
-                        if whole is not None:
-                            yield StreamItem(seq=seq + 1, kind="done", data=_end_of(whole))
+                        yield StreamItem(seq=seq + 1, kind="done", data=_end_of(run))
                     return
+                state = (run.status, [(waiting.step_key, waiting.kind) for waiting in run.waiting])
                 if state != told:
                     told = state
                     waiting = [item.model_dump(mode="json") for item in run.waiting]

@@ -143,6 +143,19 @@ class End(NamedTuple):
     reason: str | None
 
 
+class Look(NamedTuple):
+    """What somebody who follows a run finds when looking at it."""
+
+    last_seq: int
+    """Of its last item, 0 where it has none."""
+    is_final: bool
+    """Whether it has ended."""
+    standing: tuple[int | None, ...]
+    """Changes with all that is told but text: steps, the status, what the run waits for."""
+    chunks: list[StreamItem]
+    """Where that has not changed, all items that are new, or the first of them; else there may be steps among them."""
+
+
 class Page(BaseModel, Generic[T]):
     """One page of a list. Give `cursor` back for the next one."""
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from agentflow.approvals import ApprovalRequest
 from agentflow.events import EventRecord
-from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
+from agentflow.runs import Look, Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store.claim_types import ClaimedRun, FunctionInfo, Origin, Reclaimed
 from agentflow.store.hints import HintListener
 from agentflow.store.operation_types import Operation
@@ -75,6 +75,10 @@ class Queries(Protocol):
         ...
 
     async def get_step(self, run_id: str, key: str) -> StepRecord | None: ...
+
+    async def look(self, run_id: str, *, after: int = 0, most: int = 500) -> Look | None:
+        """One look at a run by somebody who follows it and has had what is there up to `after`."""
+        ...
 
     async def list_stream(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[StreamItem]:
         """Steps' outcomes (`step.completed`, `step.failed`) and stream chunks merged by seq, those over `after`."""

@@ -1,39 +1,31 @@
-"""Reads for people and pages, by SQLAlchemy's async engine: never on a step's way."""
+"""Reads for people and pages, never on a step's way: of one run by the driver, all else by SQLAlchemy."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import random
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Select,
-    Table,
     and_,
-    event,
     exists,
     func,
     or_,
     select,
     tuple_,
-    union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from agentflow.approvals import ApprovalRequest
-from agentflow.errors import DatabaseUnavailable, InvalidInput
+from agentflow.errors import InvalidInput
 from agentflow.events import EventRecord
-from agentflow.keys import CANCELLED
-from agentflow.runs import Page, Run, RunStatus, StepRecord, StreamItem
+from agentflow.runs import Look, Page, Run, RunStatus, StepRecord, StreamItem
 from agentflow.store import records
 from agentflow.store.charges import OF_A_TURN
 from agentflow.store.claim_types import FunctionInfo, Origin
+from agentflow.store.reader import Reader, Rows
 from agentflow.store.rows import RunRow, table_of
 from agentflow.store.statements.audit import audit
 from agentflow.store.statements.budgets import budget
@@ -42,7 +34,6 @@ from agentflow.store.statements.core import (
     MODEL_CALL_COLUMNS,
     approval,
     attempt,
-    chunk,
     event_run,
     function,
     model_call,
@@ -52,6 +43,22 @@ from agentflow.store.statements.core import (
     wait,
 )
 from agentflow.store.statements.core import event as event_columns
+from agentflow.store.statements.reads import (
+    CHUNK_COLUMNS,
+    FOLLOW,
+    LIST_CHUNKS,
+    LIST_OPEN_ATTEMPTS,
+    LIST_STATUS,
+    LIST_STEPS,
+    LIST_WAITS,
+    READ_RUN,
+    READ_STATUS,
+    READ_WHOLE_RUN,
+    STEP_COLUMNS,
+    WAIT_COLUMNS,
+    open_attempts,
+    runs,
+)
 from agentflow.store.statements.threads import message, turn
 from agentflow.store.statements.threads import thread as thread_columns
 from agentflow.store.stored_types import (
@@ -64,63 +71,36 @@ from agentflow.store.stored_types import (
     StoredMessage,
 )
 
-_RUN_COLUMNS = (
-    run.id,
-    run.app,
-    run.function,
-    run.status,
-    run.reason,
-    run.parent_id,
-    run.root_id,
-    run.rerun_of,
-    run.created_at,
-    run.started_at,
-    run.ended_at,
-    run_io.tags,
-    function.paused_at,
-)
-_STEP_COLUMNS = tuple(step)
 _LARGEST_PAGE = 1000
-_MOST_IDS = 500
-"""In one IN (...), well below what any SQLite takes."""
-
-PATIENCE = 30.0
-"""Seconds for which a read goes on trying while the database is away."""
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class SqlQueries:
-    """`Queries` for both databases. The engine is made when the first query comes."""
+    """`Queries` for both databases."""
 
-    def __init__(
-        self,
-        make_engine: Callable[[], AsyncEngine],
-        *,
-        is_outage: Callable[[BaseException], bool] = lambda error: False,
-    ) -> None:
-        self._make_engine = make_engine
-        self._is_outage = is_outage
-        self._engine: AsyncEngine | None = None
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._rows = reader.rows
 
     async def close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        await self._reader.close()
 
     # ----------------------------------------------------------------------------------------------- runs
 
     async def get_run(self, run_id: str, *, payloads: bool = True) -> Run | None:
-        wanted = (run_io.input, run_io.output, run_io.error) if payloads else ()
-        rows = await self._rows(_runs().add_columns(*wanted).where(run.id == run_id))
-        if not rows:
+        found = await self._reader.found(READ_WHOLE_RUN if payloads else READ_RUN, run=run_id)
+        if not found:
             return None
-        return records.run_record(rows[0], await self._waiting([run_id]), payloads=payloads)
+        waiting: records.WaitingByRun = {}
+        if found[0]["status"] < Status.COMPLETED:
+            waiting = records.waiting_by_run(
+                await self._reader.found(LIST_WAITS, run=run_id),
+                await self._reader.found(LIST_OPEN_ATTEMPTS, run=run_id),
+            )
+        return records.run_record(found[0], waiting, payloads=payloads)
 
     async def get_status(self, run_id: str) -> RunStatus | None:
-        rows = await self._rows(select(run.status).where(run.id == run_id))
-        return RunStatus(Status(rows[0]["status"]).name.lower()) if rows else None
+        found = await self._reader.found(READ_STATUS, run=run_id)
+        return RunStatus(Status(found[0]["status"]).name.lower()) if found else None
 
     async def get_origin(self, run_id: str) -> Origin | None:
         rows = await self._rows(
@@ -143,14 +123,9 @@ class SqlQueries:
         return Origin(run_id, **found | {"tags": tuple(json.loads(found["tags"] or "[]"))})
 
     async def list_ended(self, run_ids: Collection[str]) -> list[str]:
-        ended: list[str] = []
-        wanted = list(run_ids)
-        for first in range(0, len(wanted), _MOST_IDS):
-            some = wanted[first : first + _MOST_IDS]
-            rows = await self._rows(select(run.id).where(run.id.in_(some), run.status < Status.COMPLETED))
-            live = {row["id"] for row in rows}
-            ended += [run_id for run_id in some if run_id not in live]
-        return ended
+        found = await self._reader.tuples(LIST_STATUS, runs=run_ids)
+        live = {run_id for run_id, status in found if status < Status.COMPLETED}
+        return [run_id for run_id in run_ids if run_id not in live]
 
     async def list_runs(
         self,
@@ -164,7 +139,7 @@ class SqlQueries:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[Run]:
-        chosen = _runs()
+        chosen = runs()
         if status is not None:
             chosen = chosen.where(run.status.in_([Status[RunStatus(name).name].value for name in status]))
         if app is not None:
@@ -182,7 +157,7 @@ class SqlQueries:
     async def list_event_runs(
         self, event_id: str, *, limit: int = 50, cursor: str | None = None
     ) -> Page[Run]:
-        chosen = _runs().join(event_run.run_id.table, event_run.run_id == run.id)
+        chosen = runs().join(event_run.run_id.table, event_run.run_id == run.id)
         return await self._run_page(chosen.where(event_run.event_id == event_id), limit, cursor)
 
     async def _run_page(self, chosen: Select[Any], limit: int, cursor: str | None) -> Page[Run]:
@@ -195,11 +170,11 @@ class SqlQueries:
         if not run_ids:
             return {}
         waits = await self._rows(
-            select(wait.run_id, wait.key, wait.kind, wait.name, wait.since, wait.deadline)
+            select(*WAIT_COLUMNS)
             .where(wait.run_id.in_(run_ids), wait.kind != CANCEL_KIND)
             .order_by(wait.run_id, wait.since, wait.key)
         )
-        return records.waiting_by_run(waits, await self._rows(_open_attempts(attempt.run_id.in_(run_ids))))
+        return records.waiting_by_run(waits, await self._rows(open_attempts(attempt.run_id.in_(run_ids))))
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -210,7 +185,7 @@ class SqlQueries:
         after = _decode_cursor(cursor, (int, str))
         found: list[StepRecord] = []
         if after is None or after[0] >= 0:
-            numbered = select(*_STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_not(None))
+            numbered = select(*STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_not(None))
             if after is not None:
                 numbered = numbered.where(tuple_(step.seq, step.key) > tuple_(*after))
             rows = await self._rows(numbered.order_by(step.seq, step.key).limit(limit + 1))
@@ -229,46 +204,47 @@ class SqlQueries:
         )
 
     async def get_step(self, run_id: str, key: str) -> StepRecord | None:
-        rows = await self._rows(select(*_STEP_COLUMNS).where(step.run_id == run_id, step.key == key))
+        rows = await self._rows(select(*STEP_COLUMNS).where(step.run_id == run_id, step.key == key))
         found = [records.step_record(row) for row in rows]
         if not found:
             found = [record for record in await self._unnumbered_steps(run_id) if record.key == key]
         return (await self._with_costs(run_id, found))[0] if found else None
 
+    async def look(self, run_id: str, *, after: int = 0, most: int = 500) -> Look | None:
+        rows = await self._reader.tuples(FOLLOW, run=run_id, after=after, most=_checked(most))
+        if not rows:
+            return None
+        names = [column.key for column in CHUNK_COLUMNS]
+        last_chunk, *standing = rows[0][len(names) :]
+        last_step, status = standing[:2]
+        return Look(
+            last_seq=max(last_chunk or 0, last_step or 0),
+            is_final=status >= Status.COMPLETED,
+            standing=tuple(standing),
+            chunks=[
+                records.chunk_item(dict(zip(names, row, strict=False))) for row in rows if row[0] is not None
+            ],
+        )
+
     async def list_stream(self, run_id: str, *, after: int = 0, limit: int = 500) -> list[StreamItem]:
         limit = _checked(limit)
-        # How far both tables are read is asked in one statement: what is committed between the two that follow
-        # would else show a later item of the one without an earlier item of the other, which nobody asks for again.
-        last = union_all(
-            select(func.max(step.seq).label("seq")).where(step.run_id == run_id),
-            select(func.max(chunk.seq)).where(chunk.run_id == run_id),
-        ).subquery()
-        upto = max(
-            [row["seq"] or 0 for row in await self._rows(select(func.max(last.c.seq).label("seq")))],
-            default=0,
-        )
+        # How far both tables go is asked in one statement: what is committed between the two that follow would else
+        # show a later item of the one without an earlier item of the other, which nobody asks for again.
+        look = await self.look(run_id, after=after, most=1)
+        upto = 0 if look is None else look.last_seq
         if upto <= after:
             return []
-        steps = await self._rows(
-            select(*_STEP_COLUMNS)
-            .where(step.run_id == run_id, step.seq > after, step.seq <= upto)
-            .order_by(step.seq)
-            .limit(limit)
-        )
-        chunks = await self._rows(
-            select(*chunk)
-            .where(chunk.run_id == run_id, chunk.seq > after, chunk.seq <= upto)
-            .order_by(chunk.seq)
-            .limit(limit)
-        )
+        page = {"run": run_id, "after": after, "upto": upto, "most": limit}
+        steps = await self._reader.found(LIST_STEPS, **page)
+        chunks = await self._reader.found(LIST_CHUNKS, **page)
         items = [records.step_item(row) for row in steps] + [records.chunk_item(row) for row in chunks]
         return sorted(items, key=lambda item: item.seq)[:limit]
 
     async def _unnumbered_steps(self, run_id: str, *, after_key: str | None = None) -> list[StepRecord]:
         """Steps without a seq, by key: delivered but not adopted yet, waiting, or between two attempts."""
-        delivered = await self._rows(select(*_STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_(None)))
+        delivered = await self._rows(select(*STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_(None)))
         waits = await self._rows(select(*wait).where(wait.run_id == run_id, wait.kind != CANCEL_KIND))
-        attempts = await self._rows(_open_attempts(attempt.run_id == run_id))
+        attempts = await self._rows(open_attempts(attempt.run_id == run_id))
         found = {record.key: record for record in map(records.attempted_step, attempts)}
         found |= {row["key"]: records.waiting_step(row) for row in waits}
         found |= {row["key"]: records.step_record(row) for row in delivered}
@@ -416,29 +392,6 @@ class SqlQueries:
 
     # -------------------------------------------------------------------------------------------- reading
 
-    async def _rows(self, statement: Any) -> Rows:
-        """What is read; again while the database is away, for a while."""
-        if self._engine is None:
-            self._engine = self._make_engine()
-        engine = self._engine
-        pause, give_up_at = SHORTEST_PAUSE, time.monotonic() + PATIENCE
-        while True:
-            try:
-                async with engine.connect() as connection:
-                    return [dict(row) for row in (await connection.execute(statement)).mappings()]
-            except Exception as error:
-                if _asks_for_the_impossible(error):
-                    return []
-                if not self._is_outage(error):
-                    raise
-                if time.monotonic() + pause > give_up_at or self._engine is not engine:
-                    raise DatabaseUnavailable(
-                        f"the database cannot be read: {error or type(error).__name__}; it was tried for "
-                        f"{PATIENCE:.0f} s, or until the store was closed: see that the server runs, and try again"
-                    ) from error
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(pause * 2, LONGEST_PAUSE)
-
     async def _page(
         self,
         chosen: Select[Any],
@@ -460,69 +413,6 @@ class SqlQueries:
             return rows, None
         last = rows[limit - 1]
         return rows[:limit], _encode_cursor(tuple(last[column.key or ""] for column in key))
-
-
-def sqlite_engine(path: Path) -> AsyncEngine:
-    """Short readers on a file that the writer has set up."""
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=2, max_overflow=2)
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def prepare(connection: Any, _: Any) -> None:
-        cursor = connection.cursor()
-        for pragma in ("busy_timeout=5000", "wal_autocheckpoint=0", "mmap_size=0", "query_only=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    return engine
-
-
-def _asks_for_the_impossible(error: BaseException | None) -> bool:
-    """Whether it was asked for a text that no row can hold: with a NUL (22021) or a lone surrogate."""
-    while error is not None:
-        if isinstance(error, UnicodeEncodeError) or getattr(error, "sqlstate", None) == "22021":
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _runs() -> Select[Any]:
-    table: Table = run.id.table
-    its_function = and_(function.app == run.app, function.id == run.function)
-    return (
-        select(*_RUN_COLUMNS)
-        .select_from(table)
-        .join(run_io.run_id.table, run_io.run_id == run.id)
-        .outerjoin(function.id.table, its_function)
-    )
-
-
-def _open_attempts(which: ColumnElement[bool]) -> Select[Any]:
-    """The last failed attempt of each step that has no outcome yet, and of the code between steps while it is to be
-    tried again; of runs that have not ended."""
-    last = (
-        select(attempt.run_id, attempt.key, func.max(attempt.n).label("n"))
-        .where(which)
-        .group_by(attempt.run_id, attempt.key)
-        .subquery()
-    )
-    has_outcome = (
-        select(step.key)
-        .where(step.run_id == attempt.run_id, step.key == attempt.key)
-        .correlate(attempt.n.table)
-        .exists()
-    )
-    # The failures of the code stay when it has got further: then the run waits for something that is due later.
-    is_over = and_(
-        attempt.key.startswith("@"),
-        or_(run.status == int(Status.RUNNING), run.ready_at > attempt.next_at),
-    )
-    return (
-        select(*attempt)
-        .join(last, and_(last.c.run_id == attempt.run_id, last.c.key == attempt.key, last.c.n == attempt.n))
-        .join(run.id.table, run.id == attempt.run_id)
-        .where(~has_outcome, ~is_over, run.status < int(Status.COMPLETED), ~attempt.key.startswith(CANCELLED))
-        .order_by(attempt.run_id, attempt.key)
-    )
 
 
 def _descendants(run_id: str) -> Select[Any]:
@@ -586,6 +476,3 @@ def _decode_cursor(cursor: str | None, types: tuple[type, ...]) -> tuple[Any, ..
     if any(isinstance(part, str) and "\0" in part for part in key):
         raise InvalidInput(f"the cursor {cursor[:80]!r} is not one that a page gave")
     return tuple(key)
-
-
-__all__ = ["SqlQueries", "sqlite_engine"]

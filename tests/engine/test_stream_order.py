@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Agent, App, Approve, Context, Deny, ModelRequest, Step
+from agentflow import Agent, App, Approve, Context, Deny, ModelRequest, Step, handles
 from agentflow.models.function import FunctionModel
 from agentflow.models.replies import encode_reply
 from agentflow.providers import AttemptReset, TextDelta
@@ -35,26 +35,74 @@ async def test_what_is_committed_between_two_reads_of_the_stream_is_not_passed_o
         queries = app.client.store.queries
         while len(await queries.list_stream(run.id)) < 2:  # the message, and its step
             await asyncio.sleep(0.005)
-        read = queries._rows
+        reader = queries._reader  # type: ignore[attr-defined]
+        read = reader.tuples
         reads = 0
 
-        async def read_and_go_on(statement: Any) -> Any:
+        async def read_and_go_on(statement: Any, **parameters: Any) -> Any:
             nonlocal reads
-            rows = await read(statement)
+            rows = await read(statement, **parameters)
             reads += 1
             if reads == at:
                 may_go_on.set()
                 await run.result(10)
             return rows
 
-        monkeypatch.setattr(queries, "_rows", read_and_go_on)
+        monkeypatch.setattr(reader, "tuples", read_and_go_on)
         told: list[StreamItem] = []
         while items := await queries.list_stream(run.id, after=told[-1].seq if told else 0):
             told += items
-        monkeypatch.setattr(queries, "_rows", read)
+        monkeypatch.setattr(reader, "tuples", read)
         assert may_go_on.is_set()
         assert told == await queries.list_stream(run.id)
         assert [item.step_key for item in told if item.kind == "publish"] == ["one", "two", "three"]
+
+
+class Stepwise(FunctionModel):
+    """Says a word when it is let."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__(lambda request: "word " * words, name="stepwise")
+        self._words = words
+        self.may_speak = asyncio.Semaphore(1)
+
+    async def stream(self, request: ModelRequest) -> Any:
+        for _ in range(self._words):
+            await self.may_speak.acquire()
+            yield TextDelta(text="word ")
+        yield await self.request(request)
+
+
+async def test_a_piece_of_text_costs_who_follows_one_read(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the run, what it waits for and its steps each time: many people may follow many runs."""
+    app, model = App("stream"), Stepwise(words=12)
+
+    @app.function
+    async def flow(ctx: Context[None], step: Step) -> str:
+        return (await step.ai.infer("speak", model=model, messages="go", stream=True)).text
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(flow)
+        reader = app.client.store.queries._reader  # type: ignore[attr-defined]
+        read, reads = reader.tuples, [0]
+
+        async def count(statement: Any, **parameters: Any) -> Any:
+            reads[-1] += 1
+            return await read(statement, **parameters)
+
+        monkeypatch.setattr(reader, "tuples", count)
+        # What others may have done is looked for beside that, now and then.
+        monkeypatch.setattr(handles, "TOLD_PAUSE", 3600.0)
+        monkeypatch.setattr(handles.Watch, "hurry", lambda watch: None)
+        async for item in run.stream():
+            if item.kind == "text.delta":
+                reads.append(0)
+                model.may_speak.release()
+        assert await run.result() == "word " * 12
+        assert len(reads) == 13
+        assert reads[3:-2] == [1] * 8  # the run has begun, and the last word comes with the end
 
 
 class Breaking(FunctionModel):

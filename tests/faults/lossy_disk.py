@@ -21,8 +21,9 @@ import apsw
 import pytest
 from sqlalchemy.dialects import sqlite as dialect
 
-from agentflow.store.queries import SqlQueries
+from agentflow.store.reader import Reader
 from agentflow.store.sqlite import backend as sqlite_backend
+from agentflow.store.sqlite import reading as sqlite_reading
 
 SECTOR = 512
 """What a disk writes wholly or not at all."""
@@ -143,8 +144,9 @@ def lossy_disk(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[LossyDis
     module = _Sqlite3(disk)
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_backend, "sqlite3", module)
+        patch.setattr(sqlite_reading, "sqlite3", module)
         # A second library on one file, in one process, takes away the first one's locks: pages read by apsw, too.
-        patch.setattr(SqlQueries, "_rows", lambda _, statement: _read(module, path, statement))
+        patch.setattr(Reader, "rows", lambda _, statement: _read(module, path, statement))
         yield disk
     disk.unregister()
 

@@ -54,12 +54,14 @@ class Link:
         try:
             await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            ours = [self._to_client] if self._held is not None else [self._to_client, self._to_server]
+            for writer in ours:
+                writer.close()  # before anything is waited for: who cancels this may do so again
             for task in (up, down):
                 task.cancel()
             await asyncio.wait([up, down])
-            await _close(self._to_client)
-            if self._held is None:
-                await _close(self._to_server)
+            for writer in ours:
+                await _close(writer)
 
     def silence(self) -> None:
         """From now on nothing comes through, and nobody is told."""
@@ -208,16 +210,18 @@ class Network:
         assert task is not None
         try:
             there = await asyncio.open_connection(self._there.hostname, self._there.port)
-        except OSError:
+        except BaseException as error:
             _reset(writer)
-            return
+            if isinstance(error, OSError | asyncio.CancelledError):
+                return  # a stream server would log it as an error
+            raise
         link = self._links[task] = Link(self, (reader, writer), there)
         if self.swallows_new:
             link.silence()
         try:
             await link.run()
         except asyncio.CancelledError:
-            pass  # the network is closed; a stream server would log it as an error
+            pass  # the network is closed
         finally:
             del self._links[task]
 

@@ -184,7 +184,7 @@ async def test_what_is_given_up_while_the_server_is_away_says_so(
 ) -> None:
     """Reads after a while, writes when the app is closed; by an error of agentflow, never one of the driver."""
     ignore_what_the_driver_forgot()
-    monkeypatch.setattr("agentflow.store.queries.PATIENCE", 0.3)
+    monkeypatch.setattr("agentflow.store.reader.PATIENCE", 0.3)
     monkeypatch.setattr("agentflow.store.loop_writer.CLOSE_PATIENCE", 0.1)
     caplog.set_level(logging.CRITICAL, "agentflow")
     app = make_app(own_postgres)

@@ -75,8 +75,8 @@ async def test_with_two_connections_500_runs_and_500_waiters_do_not_lock_each_ot
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
     monkeypatch.setattr("agentflow.store.postgres.store.POOL_SIZE", 2)
-    monkeypatch.setattr("agentflow.store.postgres.schema.READERS", 2)
-    monkeypatch.setattr("agentflow.store.postgres.schema.MORE_READERS", 0)
+    monkeypatch.setattr("agentflow.store.postgres.reading.READERS", 2)
+    monkeypatch.setattr("agentflow.store.postgres.reading.MORE_READERS", 0)
     app, sender = make_app(postgres_url), make_app(postgres_url)
     began = time.monotonic()
     async with app.running(concurrency=RUNS), sender:

@@ -109,7 +109,7 @@ async def test_the_scripts_make_what_the_rows_say(database_url: str) -> None:
             assert differences(connection) == []
         engine.dispose()
     else:
-        from agentflow.store.postgres.schema import make_engine
+        from agentflow.store.postgres.reading import make_engine
 
         pool = make_engine(database_url)
         async with pool.connect() as reader:
@@ -123,7 +123,7 @@ async def test_the_scripts_make_the_indexes_that_the_rows_say(
     """As the database itself writes them down, their expressions and conditions included."""
     from sqlalchemy import create_engine
 
-    from agentflow.store.postgres.schema import make_engine
+    from agentflow.store.postgres.reading import make_engine
     from agentflow.store.rows import Base
 
     other_sqlite_url = f"{sqlite_url}-rows"

@@ -56,8 +56,8 @@ async def test_a_hint_that_could_not_be_sent_is_sent_by_the_next_connection(post
 async def test_a_query_is_asked_again_on_a_connection_that_answers(
     postgres_ready: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentflow.store.postgres.schema.SURELY_THERE_SECONDS", 0.0)
-    monkeypatch.setattr("agentflow.store.postgres.schema.IS_THERE_SECONDS", 0.2)
+    monkeypatch.setattr("agentflow.store.postgres.reading.SURELY_THERE_SECONDS", 0.0)
+    monkeypatch.setattr("agentflow.store.postgres.reading.IS_THERE_SECONDS", 0.2)
     async with network_to(postgres_ready) as network:
         store = make_store(network.url)
         await store.open()

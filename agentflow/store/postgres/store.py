@@ -37,11 +37,13 @@ from agentflow.store.postgres.connection import (
     is_outage,
 )
 from agentflow.store.postgres.notices import Notices
+from agentflow.store.postgres.reading import PostgresDirect, is_query_outage, make_engine
 from agentflow.store.postgres.reclaim import reclaim_run
-from agentflow.store.postgres.schema import check, is_query_outage, make_engine, migrate
+from agentflow.store.postgres.schema import check, migrate
 from agentflow.store.postgres.vectors import Lease
 from agentflow.store.protocol import Queries
 from agentflow.store.queries import SqlQueries
+from agentflow.store.reader import Reader
 from agentflow.store.stored_types import Micros
 from agentflow.store.transaction import Transaction
 
@@ -92,7 +94,9 @@ class PostgresStore(Claiming[Lease]):
         self._compiling = CompilingAhead("postgres")
         self._notices: Notices | None = None
         self._pool: asyncpg.Pool[Any] | None = None
-        self._queries = SqlQueries(lambda: make_engine(dsn), is_outage=is_query_outage)
+        self._queries = SqlQueries(
+            Reader(lambda: make_engine(dsn), PostgresDirect(dsn), is_outage=is_query_outage)
+        )
         self.queries: Queries = self._queries
 
     # ------------------------------------------------------------------------------------- open and close

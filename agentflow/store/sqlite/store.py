@@ -25,9 +25,11 @@ from agentflow.store.operations.workers import (
     RetireWorker,
 )
 from agentflow.store.protocol import Queries
-from agentflow.store.queries import SqlQueries, sqlite_engine
+from agentflow.store.queries import SqlQueries
+from agentflow.store.reader import Reader
 from agentflow.store.sqlite.backend import Lease, SqliteBackend, connect, monotonic_micros
 from agentflow.store.sqlite.files import LockFolder
+from agentflow.store.sqlite.reading import SqliteDirect, make_engine
 from agentflow.store.sqlite.schema import prepare
 from agentflow.store.statements import workers as worker_sql
 from agentflow.store.stored_types import Micros
@@ -45,7 +47,7 @@ class SqliteStore(Claiming[Lease]):
         self._strict = durability == "strict"
         self._writer: Writer | None = None
         self._compiling = CompilingAhead("sqlite")
-        self._queries = SqlQueries(lambda: sqlite_engine(self._path))
+        self._queries = SqlQueries(Reader(lambda: make_engine(self._path), SqliteDirect(self._path)))
         self.queries: Queries = self._queries
 
     # ------------------------------------------------------------------------------------- open and close

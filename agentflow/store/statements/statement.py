@@ -84,6 +84,11 @@ class Statement:
         _every.append(self)
 
     @cached_property
+    def names(self) -> list[str]:
+        """Of what a SELECT gives."""
+        return [column.key for column in self._build(_SQLITE).selected_columns]  # type: ignore[attr-defined]
+
+    @cached_property
     def sqlite(self) -> Compiled:
         return _compile(self._build, _SQLITE)
 
