@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -11,7 +12,7 @@ import typer
 from agentflow.cli import approvals, db, runs
 from agentflow.cli.demo.command import demo
 from agentflow.cli.dev import dev
-from agentflow.cli.exits import ReportingGroup
+from agentflow.cli.exits import ExitCode, ReportingGroup
 from agentflow.cli.messages import send, signal, start
 from agentflow.cli.usage import usage
 from agentflow.cli.worker import worker
@@ -63,4 +64,14 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
-    cli()
+    try:
+        try:
+            cli()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = None  # else Python tries once more when it ends
+        print(f"agentflow: what there is to tell cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(ExitCode.ERROR)

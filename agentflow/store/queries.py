@@ -182,7 +182,7 @@ class SqlQueries:
         self, run_id: str, *, limit: int = 100, cursor: str | None = None
     ) -> Page[StepRecord]:
         limit = _checked(limit)
-        after = _decode_cursor(cursor, (int, str))
+        after = _decode_cursor("step", cursor)
         found: list[StepRecord] = []
         if after is None or after[0] >= 0:
             numbered = select(*STEP_COLUMNS).where(step.run_id == run_id, step.seq.is_not(None))
@@ -200,7 +200,7 @@ class SqlQueries:
         # -1 stands for "behind all that have a seq".
         return _as_page(
             await self._with_costs(run_id, shown),
-            _encode_cursor((-1 if end.seq is None else end.seq, end.key)),
+            _encode_cursor("step", (-1 if end.seq is None else end.seq, end.key)),
         )
 
     async def get_step(self, run_id: str, key: str) -> StepRecord | None:
@@ -403,7 +403,8 @@ class SqlQueries:
     ) -> tuple[Rows, str | None]:
         """One page in the order of `key`, and the cursor for the next."""
         limit = _checked(limit)
-        after = _decode_cursor(cursor, (int, str))
+        of: str = key[1].table.name
+        after = _decode_cursor(of, cursor)
         if after is not None:
             here, there = tuple_(*key), tuple_(*after)
             chosen = chosen.where(here < there if newest_first else here > there)
@@ -412,7 +413,7 @@ class SqlQueries:
         if len(rows) <= limit:
             return rows, None
         last = rows[limit - 1]
-        return rows[:limit], _encode_cursor(tuple(last[column.key or ""] for column in key))
+        return rows[:limit], _encode_cursor(of, tuple(last[column.key or ""] for column in key))
 
 
 def _descendants(run_id: str) -> Select[Any]:
@@ -452,27 +453,26 @@ def _checked(limit: int) -> int:
     return limit
 
 
-def _encode_cursor(key: tuple[Any, ...]) -> str:
-    text = json.dumps(key, separators=(",", ":"))
+def _encode_cursor(of: str, key: tuple[Any, ...]) -> str:
+    """`key` is where a page of that kind ended: a number, and an id."""
+    text = json.dumps((of, *key), separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _decode_cursor(cursor: str | None, types: tuple[type, ...]) -> tuple[Any, ...] | None:
-    """The sort key a cursor stands for. Anything that this process could not have made is `InvalidInput`."""
+def _decode_cursor(of: str, cursor: str | None) -> tuple[int, str] | None:
+    """The sort key a cursor stands for. Anything that a page of that kind could not have given is `InvalidInput`."""
     if cursor is None:
         return None
+    refused = InvalidInput(f"the cursor {cursor[:80]!r} is not one that a page of this list gave")
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        key = json.loads(base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True))
-    except (ValueError, RecursionError):
-        key = None
-    fits = isinstance(key, list) and [type(part) for part in key] == list(types)
-    if (
-        not fits
-        or any(isinstance(part, int) and abs(part) >= 2**63 for part in key)
-        or _encode_cursor(key) != cursor
-    ):
-        raise InvalidInput(f"the cursor {cursor[:80]!r} is not one that a page gave")
-    if any(isinstance(part, str) and "\0" in part for part in key):
-        raise InvalidInput(f"the cursor {cursor[:80]!r} is not one that a page gave")
-    return tuple(key)
+        kind, number, last = json.loads(
+            base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True)
+        )
+    except (ValueError, TypeError, RecursionError):
+        raise refused from None
+    if (kind, type(number), type(last)) != (of, int, str) or abs(number) >= 2**63 or "\0" in last:
+        raise refused
+    if _encode_cursor(of, (number, last)) != cursor:
+        raise refused
+    return number, last

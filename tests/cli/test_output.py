@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -87,3 +89,13 @@ def test_on_a_terminal_the_date_of_today_is_left_out(monkeypatch: pytest.MonkeyP
     now = datetime.now(UTC)
     assert as_text(now) in now.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert as_text(datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)).startswith("2020-01-0")
+
+
+@pytest.mark.parametrize("command", ["--version", "--help"])
+def test_an_output_that_is_full_is_told_in_a_line(command: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "agentflow", command], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    expected = "agentflow: what there is to tell cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, expected)

@@ -13,6 +13,7 @@ from agentflow.clock import to_datetime
 from agentflow.errors import InvalidInput
 from agentflow.runs import Page, RunStatus, StepKind, StepStatus
 from agentflow.store.operation_types import Finish, RecordAttempt, Suspend, WriteModelCall
+from agentflow.store.protocol import Queries
 from agentflow.store.stored_types import ModelCall, Status, StoredAttempt
 from tests.store.support import NEVER, World, a_wait, an_approval
 
@@ -152,6 +153,16 @@ def _cursor(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
+def _lists(queries: Queries) -> dict[str, Callable[[str], Awaitable[Any]]]:
+    """By what stands in their cursors."""
+    return {
+        "agentflow_run": lambda cursor: queries.list_runs(cursor=cursor),
+        "step": lambda cursor: queries.list_steps("r", cursor=cursor),
+        "agentflow_approval": lambda cursor: queries.list_approvals(cursor=cursor),
+        "agentflow_event": lambda cursor: queries.list_events(cursor=cursor),
+    }
+
+
 @pytest.mark.parametrize(
     "cursor",
     [
@@ -160,13 +171,8 @@ def _cursor(value: Any) -> str:
         "nonsense!",
         "é",
         "====",
-        _cursor([1]),
-        _cursor(["a", 1]),
-        _cursor([True, "a"]),
-        _cursor([2**70, "a"]),
-        _cursor([1, "a\0"]),
         _cursor({"a": 1}),
-        _cursor([1, "a"]) + "=",
+        _cursor([1, "a"]),
         _cursor([[[]]] * 3),
         "'; DROP TABLE agentflow_run; --",
         "W" * 5_000,
@@ -174,16 +180,28 @@ def _cursor(value: Any) -> str:
 )
 async def test_a_cursor_that_no_page_gave_is_refused(world: World, cursor: str) -> None:
     queries = world.store.queries
-    reads: list[Awaitable[Any]] = [
-        queries.list_runs(cursor=cursor),
-        queries.list_steps("r", cursor=cursor),
-        queries.list_approvals(cursor=cursor),
-        queries.list_events(cursor=cursor),
-        queries.list_event_runs("e", cursor=cursor),
-    ]
-    for read in reads:
+    for read in (*_lists(queries).values(), lambda given: queries.list_event_runs("e", cursor=given)):
+        with pytest.raises(InvalidInput, match="is not one that a page of this list gave"):
+            await read(cursor)
+
+
+@pytest.mark.parametrize("values", [[1], ["a", 1], [True, "a"], [2**70, "a"], [1, "a\0"], [1, "a", 2]])
+async def test_a_cursor_with_what_is_no_place_in_a_list_is_refused(world: World, values: list[Any]) -> None:
+    for kind, read in _lists(world.store.queries).items():
         with pytest.raises(InvalidInput):
-            await read
+            await read(_cursor([kind, *values]))
+
+
+async def test_a_cursor_is_of_one_list_and_written_in_one_way(world: World) -> None:
+    lists = _lists(world.store.queries)
+    for kind, read in lists.items():
+        cursor = _cursor([kind, 1, "a"])
+        await read(cursor)
+        for other in lists.keys() - {kind}:
+            with pytest.raises(InvalidInput):
+                await lists[other](cursor)
+        with pytest.raises(InvalidInput):
+            await read(cursor + "=")
 
 
 @pytest.mark.parametrize("limit", [0, -1, 100_000])
