@@ -12,7 +12,7 @@ import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from agentflow.store.postgres.connection import connect, is_outage
+from agentflow.store.postgres.connection import abandon, connect, is_outage
 from agentflow.store.statements.statement import Params, Statement
 
 READERS, MORE_READERS, DIRECT_READERS = 2, 1, 2
@@ -81,14 +81,16 @@ class PostgresDirect:
                 if time.monotonic() - used_at > SURELY_THERE_SECONDS:
                     await connection.execute("SELECT 1", timeout=IS_THERE_SECONDS)
                 rows: Sequence[Sequence[Any]] = await connection.fetch(sql, *arguments(parameters))
-            except BaseException:
-                connection.terminate()
-                self.drop()  # what has befallen one has most often befallen the others too
+            except BaseException as error:
+                await abandon(connection, error)
+                if is_outage(error):
+                    self.drop()  # what has befallen one has most often befallen the others too
                 raise
-            if idle is self._idle:
-                idle.append(_Idle(connection, time.monotonic()))
-            else:  # let go meanwhile
-                connection.terminate()
+            finally:
+                if idle is not self._idle:  # let go meanwhile
+                    connection.terminate()
+                elif not connection.is_closed():
+                    idle.append(_Idle(connection, time.monotonic()))
             return rows
 
     def drop(self) -> None:

@@ -1,0 +1,99 @@
+"""Reads by the driver itself: their connections are kept as long as nothing has befallen them, and give way."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import asyncpg
+import pytest
+
+from agentflow.store.postgres.reading import PostgresDirect
+from agentflow.store.sqlite.reading import SqliteDirect
+from agentflow.store.statements.statement import Compiled, Statement
+
+
+class Asks:
+    """A statement as it is written here."""
+
+    def __init__(self, sql: str) -> None:
+        self.sqlite = self.postgres = Compiled(sql, lambda _: [])
+
+
+async def ask(direct: PostgresDirect | SqliteDirect, sql: str) -> Any:
+    rows = await direct.fetch(cast(Statement, Asks(sql)), {})
+    return None if rows is None else rows[0][0]
+
+
+OWN_PID = "SELECT pg_backend_pid()"
+TWICE = "SELECT pg_backend_pid() FROM pg_sleep(0.05)"
+
+
+@pytest.fixture
+async def direct(postgres_url: str) -> AsyncIterator[PostgresDirect]:
+    direct = PostgresDirect(postgres_url)
+    yield direct
+    await direct.close()
+
+
+async def test_a_read_that_is_given_up_leaves_others_their_connections(
+    direct: PostgresDirect, postgres_url: str
+) -> None:
+    """Somebody who reads a stream may leave in the middle of a read."""
+    before = set(await asyncio.gather(ask(direct, TWICE), ask(direct, TWICE)))
+    assert len(before) == 2
+    leaving = asyncio.create_task(ask(direct, "SELECT pg_sleep(60)"))
+    admin = await asyncpg.connect(postgres_url)
+    while not await admin.fetch("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)'"):
+        await asyncio.sleep(0.01)
+    await admin.close()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    after = set(await asyncio.gather(ask(direct, TWICE), ask(direct, TWICE)))
+    assert (len(after), len(after & before)) == (2, 1)
+
+
+async def test_an_error_of_the_server_costs_no_connection(direct: PostgresDirect) -> None:
+    before = await ask(direct, OWN_PID)
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await ask(direct, "SELECT 1/0")
+    assert await ask(direct, OWN_PID) == before
+
+
+async def test_what_was_let_go_is_not_used_again(direct: PostgresDirect) -> None:
+    before = await ask(direct, OWN_PID)
+    under_way = asyncio.create_task(ask(direct, TWICE))
+    await asyncio.sleep(0)
+    direct.drop()
+    assert await under_way == before  # what is under way goes on to its end
+    assert await ask(direct, OWN_PID) != before
+
+
+async def test_a_dead_connection_costs_one_read(direct: PostgresDirect, postgres_url: str) -> None:
+    pids = await asyncio.gather(ask(direct, TWICE), ask(direct, TWICE))
+    admin = await asyncpg.connect(postgres_url)
+    for pid in pids:
+        await admin.execute("SELECT pg_terminate_backend($1)", pid)
+    await admin.close()
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await ask(direct, OWN_PID)
+    assert await ask(direct, OWN_PID) not in pids
+
+
+async def test_a_file_that_is_busy_is_left_to_who_can_wait(tmp_path: Path) -> None:
+    path = tmp_path / "busy.db"
+    sqlite3.connect(path).execute("CREATE TABLE t (n)").connection.close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    direct = SqliteDirect(path)
+    assert await ask(direct, "SELECT count(*) FROM t") is None
+    holder.execute("COMMIT")
+    holder.close()
+    assert await ask(direct, "SELECT count(*) FROM t") == 0
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        await ask(direct, "INSERT INTO t VALUES (1) RETURNING n")
+    await direct.close()
