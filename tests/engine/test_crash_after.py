@@ -120,10 +120,11 @@ async def test_nothing_is_written_from_the_instant_of_the_crash_on(database_url:
 
 
 async def test_a_body_in_flight_is_cancelled_and_runs_once_more(database_url: str) -> None:
-    app, told, is_armed = App("t"), [], asyncio.Event()
+    app, told, is_armed, has_begun = App("t"), [], asyncio.Event(), asyncio.Event()
 
     async def slow() -> str:
         told.append("begun")
+        has_begun.set()
         if len(told) == 1:
             await is_armed.wait()
             await h.signal("elsewhere", buffer="1h")  # a commit, while the body is under way
@@ -137,6 +138,7 @@ async def test_a_body_in_flight_is_cancelled_and_runs_once_more(database_url: st
 
     async with harness(app, database_url=database_url) as h:
         run = await h.start(f)
+        await has_begun.wait()  # else it may be the commit of the claim
         with crash_after("after_commit"):
             is_armed.set()
             await h.idle()
