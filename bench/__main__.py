@@ -79,9 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--folder", help="where the databases are made: the disk that is measured")
     arguments = parser.parse_args(argv)
-    # PostgreSQL's figures swing by half when a machine is busy: kept and checked only where that is asked for.
-    every = (STRICT, PROCESS) if arguments.check or arguments.keep else DATABASES
-    arguments.databases = arguments.databases or list(every)
+    arguments.databases = arguments.databases or list(DATABASES)
     return arguments
 
 

@@ -135,7 +135,6 @@ async def test_a_kept_figure_that_is_no_longer_measured_fails_the_check(
     assert await check.check(contest, [PROCESS], kept) == [f"{KEY}: was not measured"]
 
 
-def test_a_figure_is_kept_for_every_row_that_is_checked_on_sqlite() -> None:
+def test_a_figure_is_kept_for_every_row_that_is_checked() -> None:
     kept = json.loads(check.FIGURES.read_text())
-    on_sqlite = {STRICT, PROCESS}
-    assert set(kept) == {row.key(kind) for row in check.CHECKED for kind in on_sqlite & set(row.databases)}
+    assert set(kept) == {row.key(kind) for row in check.CHECKED for kind in row.databases}
