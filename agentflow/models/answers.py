@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol
 
 from agentflow.models.output import with_output
 from agentflow.models.pricing import cost_of, prices_version
@@ -55,10 +56,20 @@ def read_answer(
     return finished(model.parse(answer.raw), answer, spec=spec, output=output)
 
 
+class HasPrice(Protocol):
+    """An answer, or the memo of one."""
+
+    @property
+    def cost(self) -> Decimal | None: ...
+
+    @property
+    def priced_by(self) -> str | None: ...
+
+
 def finished(
-    response: ModelResponse, answer: RawAnswer, *, spec: OutputSpec | None, output: Any
+    response: ModelResponse, stored: HasPrice, *, spec: OutputSpec | None, output: Any
 ) -> ModelResponse:
     """What a provider's `parse` made of the answer, with the cost that was stored and the output."""
-    if answer.priced_by is not None:
-        response = response.model_copy(update={"cost": answer.cost})
+    if stored.priced_by is not None and stored.cost != response.cost:
+        response = response.model_copy(update={"cost": stored.cost})
     return with_output(response, spec, output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from agentflow.models.failures import exception_failure
@@ -54,13 +54,10 @@ class FunctionModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[StreamEvent]:
         raw = await self._raw(request)
-        for text in _chunks(raw["text"]):
-            yield TextDelta(text=text)
-            await asyncio.sleep(0)
-        for call in raw["tool_calls"]:
-            for position, text in enumerate(_chunks(canonical_json(call["args"]))):
-                yield ToolArgsDelta(index=call["index"], text=text, name=None if position else call["name"])
-                await asyncio.sleep(0)
+        for position, delta in enumerate(_deltas(raw)):
+            if position:
+                await asyncio.sleep(0)  # others have their turn between two pieces
+            yield delta
         yield self._answer(raw)
 
     async def reply(self, request: ModelRequest) -> Reply:
@@ -82,6 +79,14 @@ class FunctionModel:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
+
+
+def _deltas(raw: dict[str, Any]) -> Iterator[TextDelta | ToolArgsDelta]:
+    for text in _chunks(raw["text"]):
+        yield TextDelta(text=text)
+    for call in raw["tool_calls"]:
+        for position, text in enumerate(_chunks(canonical_json(call["args"]))):
+            yield ToolArgsDelta(index=call["index"], text=text, name=None if position else call["name"])
 
 
 def _chunks(text: str) -> list[str]:

@@ -125,9 +125,9 @@ def _as_stored(raw: dict[str, Any]) -> dict[str, Any] | None:
 
 def read_memo(memo: ModelMemo, models: Sequence[ModelLike], *, output: Any) -> ModelResponse:
     """The response in a memo. Raises `OutputInvalid`. `models` are those that may have given it."""
-    answer = memo.answer
     if memo.parsed is not None:
-        return finished(memo.parsed, answer, spec=memo.output, output=output)
+        return finished(memo.parsed, memo, spec=memo.output, output=output)
+    answer = memo.answer
     if memo.raw is None:
         answer = answer.model_copy(update={"raw": with_texts(answer.raw, whole_characters)})
     return read_answer(_reader(memo, models), answer, spec=memo.output, output=output)

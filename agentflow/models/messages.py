@@ -143,7 +143,7 @@ class Message(Positional, Derived):
     parts: list[Part]
     origin: Origin | None = None
 
-    derived: ClassVar[tuple[str, ...]] = ("canonical",)
+    derived: ClassVar[tuple[str, ...]] = ("canonical", "media")
 
     @model_validator(mode="before")
     @classmethod
@@ -201,7 +201,7 @@ class Message(Positional, Derived):
         """Its texts, images and files, in their order."""
         return [part for part in self.parts if isinstance(part, TextPart | ImagePart | FilePart)]
 
-    @property
+    @cached_property
     def media(self) -> list[ImagePart | FilePart]:
         """Its images and files, those of tool results too."""
         if self.role == "tool":
@@ -234,6 +234,8 @@ def _as_part(value: object) -> object:
     return value
 
 
+_MESSAGES = frozenset((Message,))
+
 MessageLike: TypeAlias = Message | str | dict[str, Any] | UserPart
 
 
@@ -243,7 +245,7 @@ def to_messages(value: MessageLike | Sequence[MessageLike]) -> list[Message]:
     In a list that holds parts (`["What is this?", ImagePart(...)]`), those and the str beside them are one message of
     the user's; in any other list a str is a message of its own.
     """
-    if isinstance(value, list | tuple) and all(type(item) is Message for item in value):
+    if isinstance(value, list | tuple) and _MESSAGES.issuperset(map(type, value)):
         return list(value)
     items: Sequence[MessageLike] = (
         [value] if isinstance(value, Message | str | dict | TextPart | Media) else list(value)

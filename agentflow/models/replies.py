@@ -42,8 +42,11 @@ def encode_reply(reply: Reply, request: ModelRequest, *, name: str) -> dict[str,
 
 def decode_reply(raw: dict[str, Any]) -> ModelResponse:
     """The response in a raw answer of `encode_reply`."""
-    response = ModelResponse.model_validate(raw)
-    return response.model_copy(update={**_missing_in(response), "raw": raw})
+    response = ModelResponse.model_validate({**raw, "raw": raw})
+    missing = {
+        name: value for name, value in _missing_in(response).items() if value != getattr(response, name)
+    }
+    return response.model_copy(update=missing) if missing else response
 
 
 def _missing_in(response: ModelResponse) -> dict[str, Any]:
