@@ -97,3 +97,12 @@ async def test_a_file_that_is_busy_is_left_to_who_can_wait(tmp_path: Path) -> No
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         await ask(direct, "INSERT INTO t VALUES (1) RETURNING n")
     await direct.close()
+
+
+async def test_a_text_that_is_none_is_an_error_of_the_database(tmp_path: Path) -> None:
+    """Of a row that somebody changed by hand; the driver finds that out, not SQLite, and gives it no number."""
+    direct = SqliteDirect(tmp_path / "empty.db")
+    with pytest.raises(sqlite3.OperationalError, match="UTF-8"):
+        await ask(direct, "SELECT CAST(x'ff' AS TEXT)")
+    assert await ask(direct, "SELECT 1") == 1
+    await direct.close()

@@ -45,7 +45,7 @@ class SqliteDirect:
                 self._connection = _connect(self._path)
             return self._connection.execute(sql, arguments(parameters)).fetchall()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode in _BUSY:
+            if getattr(error, "sqlite_errorcode", None) in _BUSY:
                 return None  # who reads in a thread has time to wait
             raise
 
