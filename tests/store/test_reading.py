@@ -14,6 +14,7 @@ import pytest
 from agentflow.store.postgres.reading import PostgresDirect
 from agentflow.store.sqlite.reading import SqliteDirect
 from agentflow.store.statements.statement import Compiled, Statement
+from tests.store.support import make_store
 
 
 class Asks:
@@ -106,3 +107,17 @@ async def test_a_text_that_is_none_is_an_error_of_the_database(tmp_path: Path) -
         await ask(direct, "SELECT CAST(x'ff' AS TEXT)")
     assert await ask(direct, "SELECT 1") == 1
     await direct.close()
+
+
+async def test_who_asks_without_a_pause_lets_others_go_on(sqlite_ready: str) -> None:
+    """`while not (await run.status()).is_final: pass` is told of the end, and a time limit around it holds."""
+    store = make_store(sqlite_ready)
+    await store.open()
+    others: list[int] = []
+    asyncio.get_running_loop().call_later(0.02, others.append, 1)
+    for _ in range(20_000):
+        assert await store.queries.get_status("nobody") is None
+        if others:
+            break
+    assert others
+    await store.close()

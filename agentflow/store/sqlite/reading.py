@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +44,13 @@ class SqliteDirect:
         try:
             if self._connection is None:
                 self._connection = _connect(self._path)
-            return self._connection.execute(sql, arguments(parameters)).fetchall()
+            rows = self._connection.execute(sql, arguments(parameters)).fetchall()
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", None) in _BUSY:
                 return None  # who reads in a thread has time to wait
             raise
+        await asyncio.sleep(0)  # who asks again and again without a pause would let nobody else come to it
+        return rows
 
     def drop(self) -> None:
         connection, self._connection = self._connection, None
