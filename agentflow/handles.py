@@ -298,6 +298,10 @@ class RunHandle(Generic[R]):
                         seq = item.seq
                         yield item
                 if run.status.is_final:
+                    if seq < look.last_seq:
+                        raise NotFound(
+                            f"there is no run {self.id} any more: it was removed while it was told"
+                        )
                     if seq > after or await self._has_item(after):
                         yield StreamItem(seq=seq + 1, kind="done", data=_end_of(run))
                     return

@@ -150,7 +150,7 @@ class Look(NamedTuple):
     """Of its last item, 0 where it has none."""
     is_final: bool
     """Whether it has ended."""
-    standing: tuple[int | None, ...]
+    standing: tuple[int | str | None, ...]
     """Changes with all that is told but text: steps, the status, what the run waits for."""
     chunks: list[StreamItem]
     """Where that has not changed, all items that are new, or the first of them; else there may be steps among them."""

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from agentflow import Agent, App, Approve, Context, Deny, ModelRequest, Step, handles
+from agentflow.errors import NotFound
 from agentflow.models.function import FunctionModel
 from agentflow.models.replies import encode_reply
 from agentflow.providers import AttemptReset, TextDelta
 from agentflow.runs import StreamItem
+from agentflow.store.operation_types import Prune
 from agentflow.testing import ScriptedModel, harness
 
 
@@ -56,6 +58,28 @@ async def test_what_is_committed_between_two_reads_of_the_stream_is_not_passed_o
         assert may_go_on.is_set()
         assert told == await queries.list_stream(run.id)
         assert [item.step_key for item in told if item.kind == "publish"] == ["one", "two", "three"]
+
+
+async def test_a_run_that_is_removed_while_it_is_told_is_not_told_as_if_that_were_all(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handles, "MOST_ITEMS", 2)
+    app = App("stream")
+
+    @app.function
+    async def flow(ctx: Context[None], step: Step) -> None:
+        for number in range(3):
+            await step.publish(f"say {number}", "progress")
+
+    async with harness(app, database_url=database_url) as h:
+        run = await h.start(flow)
+        await run.result(10)
+        items = run.stream()
+        assert [(await anext(items)).seq for _ in range(2)] == [1, 2]
+        pruned = await app.client.store.submit(Prune(before=app.client.clock.now() + 1, after=None, most=10))
+        assert pruned.runs == 1
+        with pytest.raises(NotFound):
+            await anext(items)
 
 
 class Stepwise(FunctionModel):

@@ -108,3 +108,26 @@ async def test_the_server_is_told_to_find_out_within_a_minute_that_a_client_is_g
         assert settings == ["30", "10", "3"]
     finally:
         await connection.close()
+
+
+async def test_many_who_read_from_a_silent_server_are_told_soon(
+    postgres_ready: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one after the other, as long as each of them waits for an answer."""
+    monkeypatch.setattr("agentflow.store.postgres.connection.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("agentflow.store.postgres.reading.FREE_SECONDS", 0.5)
+    monkeypatch.setattr("agentflow.store.reader.PATIENCE", 0.5)
+    async with network_to(postgres_ready) as network:
+        store = make_store(network.url)
+        await store.open()
+        try:
+            network.silence()
+            network.swallows_new = True
+            began = asyncio.get_running_loop().time()
+            reads = [store.queries.get_status("nobody") for _ in range(60)]
+            for answer in await asyncio.gather(*reads, return_exceptions=True):
+                assert isinstance(answer, DatabaseUnavailable), repr(answer)
+            assert asyncio.get_running_loop().time() - began < 5
+        finally:
+            network.cut()
+            await store.close()

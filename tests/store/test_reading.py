@@ -11,10 +11,13 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
+from agentflow.store.operation_types import StartRun
 from agentflow.store.postgres.connection import is_outage
 from agentflow.store.postgres.reading import PostgresDirect
+from agentflow.store.sqlite import reading as sqlite_reading
 from agentflow.store.sqlite.reading import SqliteDirect
 from agentflow.store.statements.statement import Compiled, Statement
+from tests.store.support import a_run, make_store
 
 
 class Asks:
@@ -24,8 +27,8 @@ class Asks:
         self.sqlite = self.postgres = Compiled(sql, lambda _: [])
 
 
-async def ask(direct: PostgresDirect | SqliteDirect, sql: str) -> Any:
-    rows = await direct.fetch(cast(Statement, Asks(sql)), {})
+async def ask(direct: PostgresDirect | SqliteDirect, sql: str, run: str = "r") -> Any:
+    rows = await direct.fetch(cast(Statement, Asks(sql)), {"run": run})
     return None if rows is None else rows[0][0]
 
 
@@ -99,3 +102,56 @@ async def test_a_file_that_is_busy_is_left_to_who_can_wait(tmp_path: Path) -> No
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         await ask(direct, "INSERT INTO t VALUES (1) RETURNING n")
     await direct.close()
+
+
+async def test_a_text_that_is_none_is_an_error_of_the_database(tmp_path: Path) -> None:
+    """Of a row that somebody changed by hand; the driver finds that out, not SQLite, and gives it no number."""
+    direct = SqliteDirect(tmp_path / "empty.db")
+    with pytest.raises(sqlite3.OperationalError, match="UTF-8"):
+        await ask(direct, "SELECT CAST(x'ff' AS TEXT)")
+    assert await ask(direct, "SELECT 1") == 1
+    await direct.close()
+
+
+async def test_who_asks_without_a_pause_lets_others_go_on(sqlite_ready: str) -> None:
+    """`while not (await run.status()).is_final: pass` is told of the end, and a time limit around it holds."""
+    store = make_store(sqlite_ready)
+    await store.open()
+    others: list[int] = []
+    asyncio.get_running_loop().call_later(0.02, others.append, 1)
+    for _ in range(20_000):
+        assert await store.queries.get_status("nobody") is None
+        if others:
+            break
+    assert others
+    await store.close()
+
+
+LONG = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000) SELECT count(*) FROM n"
+)
+
+
+async def test_what_takes_long_is_left_to_a_thread_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with many megabytes of steps would hold up the whole loop at each look; others are read as before."""
+    direct = SqliteDirect(tmp_path / "empty.db")
+    assert await ask(direct, LONG) == 200_000
+    assert await ask(direct, LONG) is None
+    assert await ask(direct, LONG, run="another") == 200_000
+    assert await ask(direct, "SELECT 1") == 1
+    monkeypatch.setattr(sqlite_reading, "LEFT_SECONDS", 0.0)
+    assert await ask(direct, LONG, run="one more") == 200_000
+    assert await ask(direct, LONG, run="one more") == 200_000
+    await direct.close()
+
+
+async def test_a_long_read_is_told_by_a_thread(sqlite_ready: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_reading, "LONG_SECONDS", -1.0)
+    store = make_store(sqlite_ready)
+    await store.open()
+    await store.submit(StartRun(a_run("r"), 1_000))
+    for _ in range(2):
+        assert await store.queries.get_status("r") == "queued"
+    await store.close()

@@ -17,6 +17,8 @@ from agentflow.store.statements.statement import Params, Statement
 
 READERS, MORE_READERS, DIRECT_READERS = 2, 1, 2
 IS_THERE_SECONDS, SURELY_THERE_SECONDS = 2.0, 1.0
+FREE_SECONDS = 30.0
+"""After so long a read gives up waiting for others to be done, as in SQLAlchemy's pool."""
 CLOSE_SECONDS = 2.0
 
 
@@ -69,29 +71,35 @@ class PostgresDirect:
 
     async def fetch(self, statement: Statement, parameters: Params) -> Sequence[Sequence[Any]] | None:
         sql, arguments = statement.postgres
-        async with self._free:
-            idle = self._idle
-            try:
-                connection, used_at = (
-                    idle.pop() if idle else _Idle(await connect(self._dsn), time.monotonic())
-                )
-            except asyncpg.TooManyConnectionsError:
-                return None
-            try:
-                if time.monotonic() - used_at > SURELY_THERE_SECONDS:
-                    await connection.execute("SELECT 1", timeout=IS_THERE_SECONDS)
-                rows: Sequence[Sequence[Any]] = await connection.fetch(sql, *arguments(parameters))
-            except BaseException as error:
-                await abandon(connection, error)
-                if is_outage(error):
-                    self.drop()  # what has befallen one has most often befallen the others too
-                raise
-            finally:
-                if idle is not self._idle:  # let go meanwhile
-                    connection.terminate()
-                elif not connection.is_closed():
-                    idle.append(_Idle(connection, time.monotonic()))
-            return rows
+        # Not for ever, where each of those before this one waits for a server that does not answer.
+        async with asyncio.timeout(FREE_SECONDS):
+            await self._free.acquire()
+        try:
+            return await self._fetch(sql, arguments(parameters))
+        finally:
+            self._free.release()
+
+    async def _fetch(self, sql: str, arguments: list[Any]) -> Sequence[Sequence[Any]] | None:
+        idle = self._idle
+        try:
+            connection, used_at = idle.pop() if idle else _Idle(await connect(self._dsn), time.monotonic())
+        except asyncpg.TooManyConnectionsError:
+            return None
+        try:
+            if time.monotonic() - used_at > SURELY_THERE_SECONDS:
+                await connection.execute("SELECT 1", timeout=IS_THERE_SECONDS)
+            rows: Sequence[Sequence[Any]] = await connection.fetch(sql, *arguments)
+        except BaseException as error:
+            await abandon(connection, error)
+            if is_outage(error):
+                self.drop()  # what has befallen one has most often befallen the others too
+            raise
+        finally:
+            if idle is not self._idle:  # let go meanwhile
+                connection.terminate()
+            elif not connection.is_closed():
+                idle.append(_Idle(connection, time.monotonic()))
+        return rows
 
     def drop(self) -> None:
         idle, self._idle = self._idle, []

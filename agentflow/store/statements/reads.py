@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, and_, func, or_, select, true
 
 from agentflow.keys import CANCELLED
 from agentflow.store.statements.core import attempt, chunk, function, run, run_io, step, wait
-from agentflow.store.statements.statement import Statement, big, small, text
+from agentflow.store.statements.statement import Flavour, Statement, big, small, text
 from agentflow.store.stored_types import CANCEL_KIND, Status
 
 STEP_COLUMNS = tuple(step)
@@ -95,25 +95,41 @@ LIST_WAITS = Statement(
 LIST_OPEN_ATTEMPTS = Statement(lambda _: open_attempts(attempt.run_id == text("run")))
 LIST_STEPS = Statement(lambda _: _items(STEP_COLUMNS, step.run_id, step.seq))
 LIST_CHUNKS = Statement(lambda _: _items(CHUNK_COLUMNS, chunk.run_id, chunk.seq))
-FOLLOW = Statement(
-    lambda _: (
-        select(
-            *CHUNK_COLUMNS,
-            select(func.max(chunk.seq)).where(chunk.run_id == text("run")).scalar_subquery(),
-            select(func.max(step.seq)).where(step.run_id == text("run")).scalar_subquery(),
-            run.status,
-            *[
-                select(each).where(of_run == text("run")).scalar_subquery()
-                for of_run, its in ((wait.run_id, wait.since), (attempt.run_id, attempt.next_at))
-                for each in (func.count(), func.max(its))
-            ],
-        )
-        .select_from(run.id.table)
-        .outerjoin(chunk.run_id.table, and_(chunk.run_id == run.id, chunk.seq > big("after")))
-        .where(run.id == text("run"))
+
+
+def _follow(_: Flavour) -> Select[Any]:
+    # A subquery with a limit of its own: else PostgreSQL sorts all that is after the number to give the first of it.
+    new = (
+        select(*CHUNK_COLUMNS)
+        .where(chunk.run_id == text("run"), chunk.seq > big("after"))
         .order_by(chunk.seq)
         .limit(small("most"))
+        .subquery()
     )
-)
+
+    def of(run_id: Any, value: Any) -> Any:
+        return select(value).where(run_id == text("run")).scalar_subquery()
+
+    return (
+        select(
+            *new.c,
+            of(chunk.run_id, func.max(chunk.seq)),
+            of(step.run_id, func.max(step.seq)),
+            run.status,
+            # Between two looks a run may have been something else, and be again what it was.
+            run.epoch,
+            run.ready_at,
+            *(of(wait.run_id, it) for it in (func.count(), func.max(wait.since))),
+            # One wait may take another's place at the same instant.
+            *(of(wait.run_id, it) for it in (func.min(wait.key), func.max(wait.key))),
+            *(of(attempt.run_id, it) for it in (func.count(), func.max(attempt.next_at))),
+        )
+        .select_from(run.id.table.outerjoin(new, true()))
+        .where(run.id == text("run"))
+        .order_by(new.c.seq)
+    )
+
+
+FOLLOW = Statement(_follow)
 """The chunks after a number, at least one row; each with how far chunks and steps go in all, and with what changes with
 all else that is told of a run."""
