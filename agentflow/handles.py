@@ -270,13 +270,13 @@ class RunHandle(Generic[R]):
         it asks for; they repeat the last `seq`.
         """
         queries = self._store.queries
-        seq, standing, told = after, None, None
+        seq, standing, told, is_sure = after, None, None, False
         approvals: dict[str, str] = {}
         with self._watchers.watch(self.id) as watch:
             while True:
                 # Each reader comes here for each piece of text: no more is read than is new.
                 look = await queries.look(self.id, after=seq, most=MOST_ITEMS)
-                if look is not None and look.standing == standing:
+                if look is not None and look.standing == standing and is_sure:
                     for item in look.chunks:
                         seq = item.seq
                         yield item
@@ -287,6 +287,9 @@ class RunHandle(Generic[R]):
                 run = look and await queries.get_run(self.id, payloads=look.is_final)
                 if look is None or run is None:
                     raise NotFound(f"there is no run {self.id}")
+                state = (run.status, [(waiting.step_key, waiting.kind) for waiting in run.waiting])
+                # What was read after the look may have been so for a moment only: it is read once more.
+                is_sure = look.standing == standing and state == told
                 standing = look.standing
                 if run.status.is_final and not look.is_final:
                     continue  # it has ended between the two
@@ -305,7 +308,6 @@ class RunHandle(Generic[R]):
                     if seq > after or await self._has_item(after):
                         yield StreamItem(seq=seq + 1, kind="done", data=_end_of(run))
                     return
-                state = (run.status, [(waiting.step_key, waiting.kind) for waiting in run.waiting])
                 if state != told:
                     told = state
                     waiting = [item.model_dump(mode="json") for item in run.waiting]

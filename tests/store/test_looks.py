@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import asyncpg
+import pytest
 
-from agentflow.runs import Look
+from agentflow.handles import RunHandle, Watchers
+from agentflow.runs import Look, StreamItem
 from agentflow.store.operation_types import (
     AppendStream,
     RecordAttempt,
@@ -65,6 +69,32 @@ async def test_code_that_has_got_further_and_waits_as_it_did_before_is_seen(worl
     await world.submit(Suspend(again, 0, Status.WAITING, 90_000, None))
     assert await told(world, key.run_id) != before[1]
     assert (await look(world, key.run_id)).standing != before[0].standing
+
+
+async def test_what_was_so_for_a_moment_only_is_told_to_be_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that is registered and withdrawn between two looks leaves no trace in them."""
+    key = await world.start()
+    queries = world.store.queries
+    read = queries.get_run
+
+    async def read_in_between(run_id: str, *, payloads: bool = True) -> Any:
+        monkeypatch.setattr(queries, "get_run", read)
+        await world.wait(key, a_wait("brief"))
+        run = await read(run_id, payloads=payloads)
+        await world.submit(WithdrawWait(key, "brief", 1_400))
+        return run
+
+    monkeypatch.setattr(queries, "get_run", read_in_between)
+    watchers = Watchers(world.store, is_here=lambda run_id: False)
+    items = cast(
+        AsyncGenerator[StreamItem, None], RunHandle(key.run_id, store=world.store, watchers=watchers).stream()
+    )
+    async with asyncio.timeout(10):
+        told = [(await anext(items)).data["waiting"] for _ in range(2)]
+    assert [[waiting["step_key"] for waiting in each] for each in told] == [["brief"], []]
+    await items.aclose()
 
 
 async def say(world: World, key: RunKey, words: int) -> None:
