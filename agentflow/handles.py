@@ -23,7 +23,7 @@ logger = logging.getLogger("agentflow.client")
 
 SHORTEST_PAUSE = 0.01
 FIRST_PAUSE = 0.05
-TOLD_PAUSE = 0.25
+TOLD_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 MOST_ENDS = 1000
 LARGEST_END = 64 * 1024
