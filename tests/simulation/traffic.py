@@ -190,9 +190,12 @@ def ordered(seen: Seen) -> Iterator[str]:
     first, *rest = [(event, seen.runs[event.runs[0]]) for event in seen.events]
     if not rest or first[1].started_at is None or not first[1].started_at < rest[0][0].at < first[1].ended_at:
         return
-    began = [event.priority for event, run in sorted(rest, key=lambda pair: pair[1].started_at or 0)]
-    if began != sorted(began, reverse=True):
-        yield f"by their priorities they began {began}"
+    for low, behind in rest:
+        for high, ahead in rest:
+            # By its end as well: the time of a claim is when it was asked for, and it may have waited for a commit.
+            is_first = (behind.started_at or 0) < (ahead.started_at or 0) and behind.ended_at < ahead.ended_at
+            if low.priority < high.priority and is_first:
+                yield f"event {low.n} of priority {low.priority} went before {high.n} of {high.priority}"
 
 
 def picked(seen: Seen) -> Iterator[str]:
