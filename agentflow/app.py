@@ -324,6 +324,7 @@ class App:
             settings=client.settings,
             clock=client.clock,
             list_functions=client.list_functions,
+            on_written=client.watchers.note_written,
             on_ended=client.watchers.note_end,
             concurrency=client.settings.concurrency if concurrency is None else concurrency,
             model_limits=self._model_limits,

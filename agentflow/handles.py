@@ -71,6 +71,11 @@ class Watchers:
                 else:
                     _keep(self._to_be_read, hint.run_id, None)
 
+    def note_written(self, run_id: str) -> None:
+        """Something of a run was committed in this process: of its steps and waits there are no hints."""
+        for watch in self._watches.get(run_id, ()):
+            watch.hurry()
+
     def note_end(self, end: End) -> None:
         """A run has ended in this process, and that is committed."""
         if len(end.output or "") + len(end.error or "") <= LARGEST_END:

@@ -75,6 +75,8 @@ class Host:
     rng: random.Random
     list_functions: Callable[[], Awaitable[Sequence[FunctionInfo]]]
     is_draining: Callable[[], bool]
+    on_written: Callable[[str], None]
+    """Something was committed of the run of this id."""
     on_ended: Callable[[End], None]
     model_limits: ModelLimits = field(default_factory=dict)
     budgets: tuple[Budget, ...] = ()

@@ -126,9 +126,12 @@ class Runner:
         self.waits.close()
         self.stream.flush() if isinstance(verdict, Returned | Raised) else self.stream.close()
         if isinstance(verdict, Drained):
-            return await self._hand_over(verdict)
-        await self._unwind(verdict)
-        return await Conclusion(self).write(verdict)
+            verdict = await self._hand_over(verdict)
+        else:
+            await self._unwind(verdict)
+            verdict = await Conclusion(self).write(verdict)
+        self.host.on_written(self.run_id)
+        return verdict
 
     async def _unwind(self, verdict: Verdict) -> None:
         if self.branches:
@@ -556,6 +559,7 @@ class Runner:
             raise self.unwinding()
         if self.waits and getattr(answer, "mail", self.waits.mail) != self.waits.mail:
             self.waits.look_into_mail()
+        self.host.on_written(self.run_id)
         return answer
 
     def submit(self, operation: Operation) -> Future[Outcome]:

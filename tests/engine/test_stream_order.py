@@ -13,6 +13,7 @@ from agentflow.models.function import FunctionModel
 from agentflow.models.replies import encode_reply
 from agentflow.providers import AttemptReset, TextDelta
 from agentflow.runs import StreamItem
+from agentflow.store.hints import HintKind
 from agentflow.store.operation_types import Prune
 from agentflow.testing import ScriptedModel, harness
 
@@ -127,6 +128,38 @@ async def test_a_piece_of_text_costs_who_follows_one_read(
         assert await run.result() == "word " * 12
         assert len(reads) == 13
         assert reads[3:-2] == [1] * 8  # the run has begun, and the last word comes with the end
+
+
+async def test_a_step_is_told_at_once_in_the_process_that_did_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No poll is there to help, nor what others write."""
+    for pause in ("FIRST_PAUSE", "TOLD_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(handles, pause, 3600.0)
+    monkeypatch.setattr(handles.Watch, "hurry", handles.Watch.wake)  # not only once in so long
+    hear = handles.Watchers.hear
+    monkeypatch.setattr(
+        handles.Watchers, "hear", lambda its, hint: None if hint.kind is HintKind.ANY else hear(its, hint)
+    )
+    app, may_go_on = App("stream"), asyncio.Semaphore(1)
+
+    @app.function
+    async def flow(ctx: Context[None], step: Step) -> None:
+        for _ in range(4):
+            await step.run("wait", may_go_on.acquire, output=bool)
+        await step.wait_for_signal("signal", signal="go on", timeout="1h")
+
+    async with harness(app, database_url=database_url) as h, asyncio.timeout(20):
+        run = await h.start(flow)
+        told: list[str] = []
+        async for item in run.stream():
+            told.append(item.kind)
+            if item.kind == "step.completed":
+                may_go_on.release()
+            if item.kind == "run.waiting":
+                await h.signal("go on")
+        assert told.count("step.completed") == 5
+        assert told[-1] == "done"
 
 
 class Breaking(FunctionModel):

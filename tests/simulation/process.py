@@ -87,6 +87,7 @@ class Process:
             settings=self._settings,
             clock=LoopClock(self.world.loop),
             list_functions=self.client.list_functions,
+            on_written=self.client.watchers.note_written,
             on_ended=self.client.watchers.note_end,
             concurrency=CONCURRENCY,
         )
