@@ -102,7 +102,7 @@ def test_nobody_decides_in_an_empty_name_or_for_an_empty_digest(
     project: Project, asked: dict[str, Any]
 ) -> None:
     for option in ("--by", "--digest"):  # as an unset variable of a shell gives it
-        refused = project.run("approvals", "approve", asked["id"], option, "")
+        refused = project.run("approvals", "approve", asked["id"].lstrip("-"), option, "")
         assert (refused.exit_code, refused.stdout) == (1, "")
     [request] = json.loads(project.run("approvals", "list", "--json").stdout)["data"]
     assert request["status"] == "pending"
