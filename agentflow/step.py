@@ -497,10 +497,12 @@ def child_run_id(run_id: str, key: str) -> str:
 
 
 def new_secret_id() -> str:
-    """128 random bits: an approval's id must not be guessed."""
+    """128 random bits, or nearly: an approval's id must not be guessed, nor begin like an option of a command."""
     from secrets import token_urlsafe
 
-    return token_urlsafe(16)
+    while not (made := token_urlsafe(16))[0].isalnum():
+        pass
+    return made
 
 
 async def _in_thread(attempt: Attempt, bound: Callable[[], Any]) -> Any:

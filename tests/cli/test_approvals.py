@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentflow.step import new_secret_id
 from tests.cli.conftest import Project
 
 
@@ -132,3 +133,9 @@ def test_an_unknown_approval_exits_4(project: Project) -> None:
     project.start("double", "1")
     missing = project.run("approvals", "show", "nowhere")
     assert (missing.exit_code, missing.stderr) == (4, "agentflow: there is no approval 'nowhere'\n")
+
+
+def test_no_id_of_an_approval_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = iter(["-aa", "_bb", "cc-", "-dd", "1ee"])
+    monkeypatch.setattr("secrets.token_urlsafe", lambda size: next(made))
+    assert [new_secret_id(), new_secret_id()] == ["cc-", "1ee"]
